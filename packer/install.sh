@@ -231,14 +231,9 @@ put_back() {
   done
 }
 
-stop_everything() {
-  booted || return 0
-  systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
-    credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
-    credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service \
-    credential-agent-serve.service credential-agent-serve.socket 'credential-agent-again@*.service' 2>/dev/null || true
-  systemctl --quiet stop credential-agent-stopped.service 2>/dev/null || true # the agent's stop has started it
-  # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
+# Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
+open_workers() {
+  local family pref
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
     nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent
       table inet credential_agent_closed { }; delete table inet credential_agent_closed' || return 1
@@ -246,14 +241,39 @@ stop_everything() {
     ip address del fd6c:9e1f:25b2::2/128 dev lo 2>/dev/null || true
   fi
   if [ -e /run/credential-agent-redirect/unroutable ]; then  # where nft could not be used
-    local family pref
     for family in -4 -6; do for pref in 169 170 171; do
       while ip "$family" rule del pref "$pref" 2>/dev/null; do :; done
     done; done
   fi
+  # What says that workers are to be led (agent/host/arrival.py).
+  rm -rf /run/credential-agent-redirect
+}
+
+# Where the installation before led workers and this one is to leave it: no rule of that one stays.
+lead_no_more() {
+  systemctl --quiet stop credential-agent-redirect.service credential-agent-watch.service credential-agent-closed.service 2>/dev/null || true
+  if [ -d /run/credential-agent-redirect ] || nft list table inet credential_agent_closed >/dev/null 2>&1; then
+    open_workers || say "the rules are still there: reboot"
+  fi
+}
+
+stop_everything() {
+  booted || return 0
+  systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
+    credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
+    credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service \
+    credential-agent-serve.service credential-agent-serve.socket 'credential-agent-again@*.service' 2>/dev/null || true
+  systemctl --quiet stop credential-agent-stopped.service 2>/dev/null || true # the agent's stop has started it
+  open_workers || return 1
   # The slices that its name lies in are systemd's doing, and go with it.
   systemctl --quiet stop credential-agent-workers.slice credential-agent.slice credential.slice \
     'system-credential\x2dagent\x2dgate.slice' 2>/dev/null || true
+}
+
+# Whether what is installed leads workers: in doubt it does. (Former releases said that they do not in a file beside the target.)
+leads() {
+  [ ! -e "$UNITS/credential-agent.target.d/50-no-redirect.conf" ] &&
+    { [ ! -e "$UNITS/credential-agent.target" ] || grep -q credential-agent-redirect "$UNITS/credential-agent.target"; }
 }
 
 # The end of every installation that did not get to its end, whatever ended it.
@@ -278,6 +298,7 @@ undo() {
     reload_systemd
     if [ -e "$UNITS/credential-agent.service" ]; then
       say "putting the release before back to work"
+      if ! leads; then lead_no_more; fi
       # Beside them the release that was refused would go on, from files that are gone.
       for name in credential-agent-{closed,watch,redirect}.service; do
         if systemctl --quiet is-enabled "$name" 2>/dev/null; then systemctl restart "$name" || true; fi
@@ -336,6 +357,14 @@ listening() { # UNIT
   case $1 in *.socket) sed -n '/^\[Socket\]/,/^\[Install\]/p' "$1" | grep -vE '^(#|$|Service=)' ;; esac || true
 }
 
+# Ours, and the directory if nothing is left in it: what else is there is the operator's.
+remove_drop_ins() { # UNIT NAME...
+  local unit=$1 name
+  shift
+  for name in "$@"; do rm -f "$UNITS/$unit.d/$name.conf"; done
+  rmdir "$UNITS/$unit.d" 2>/dev/null || true
+}
+
 install_files() {
   local name version
   install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
@@ -343,7 +372,14 @@ install_files() {
     if [ -e "$UNITS/$name" ] && [ "$(listening "$units/$name")" != "$(listening "$UNITS/$name")" ]; then remade+=("$name"); fi
     install -m 0644 "$units/$name" "$UNITS/$name"
   done
-  install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/credential-agent-serve.service.d" "$UNITS/nftables.service.d"
+  if [ "$with_redirect" = no ]; then
+    # In the files themselves: what one of them wants, no file beside it can take back (an empty Wants= does nothing).
+    sed -i '/^\(Wants\|After\)=credential-agent-redirect\.service$/d' "$UNITS/credential-agent.target"
+    sed -i '/^\(Requires\|After\)=credential-agent-gate@/d' "$UNITS/credential-agent-workers.slice"
+  fi
+  # As former releases tried.
+  for name in credential-agent.target credential-agent-workers.slice; do remove_drop_ins "$name" 50-no-redirect; done
+  install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/credential-agent-serve.service.d"
   rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,kernel-clock,systemd-249,systemd-254}.conf
   case $platform in
     ec2 | gce) install -m 0644 "$units/drop-ins/50-$platform.conf" "$UNITS/credential-agent.service.d/50-$platform.conf" ;;
@@ -360,7 +396,11 @@ install_files() {
   fi
   # Not below /opt: it must be there when nothing else is, an older release included.
   install -m 0644 "$candidate"/lib/python3*/site-packages/agent/host/closed.nft "$ETC/closed.nft"
-  install -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"
+  if [ "$with_redirect" = yes ]; then
+    install -D -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"
+  else
+    remove_drop_ins nftables.service 50-credential-agent
+  fi
   write_interpreter
   # Google's clients look for the metadata server by this name, which only Google's own networks resolve.
   if ! grep -qs 'metadata\.google\.internal' /etc/hosts; then
@@ -442,19 +482,8 @@ enable_units() {
   install -d "${PRESET%/*}"
   { printf 'enable %s\n' "${enabled[@]}" && echo 'disable credential-agent-*.service'; } >"$PRESET"
   if [ "$with_redirect" = no ]; then
-    # The target wants it; here it is left out.
     systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service \
       credential-agent-watch.service 2>/dev/null || true
-    install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
-    printf '[Unit]\nWants=\nWants=credential-agent.service %s\n' \
-      'credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket' \
-      >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
-    printf 'Wants=credential-agent-serve.service credential-agent-serve.socket\n' \
-      >>"$UNITS/credential-agent.target.d/50-no-redirect.conf"
-    printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
-    rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
-  else
-    rm -rf "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
   fi
 }
 
@@ -500,7 +529,7 @@ start_units() {
   systemctl start credential-agent-serve.service 2>/dev/null ||
     last_words credential-agent-serve.service "what answers workers does not start"
   systemctl start credential-agent.target
-  if [ "$with_redirect" = yes ]; then await_arrival; fi
+  if [ "$with_redirect" = yes ]; then await_arrival; else lead_no_more; fi
 }
 
 # Until the agent listened, a worker's request was refused, and `status` would still say so: the process that holds the
@@ -607,10 +636,14 @@ do_uninstall() {
   if [ -e "$UNITS/credential-agent.service" ]; then
     systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
   fi
-  for name in "${SERVICES[@]}"; do rm -rf "${UNITS:?}/$name" "${UNITS:?}/$name.d"; done
-  rm -f "$UNITS/nftables.service.d/50-credential-agent.conf" "$ETC/closed.nft"
+  for name in "${SERVICES[@]}"; do
+    rm -f "$UNITS/$name"
+    remove_drop_ins "$name" 40-interpreter 50-{ec2,gce,kernel-clock,no-redirect,systemd-249,systemd-254}
+    [ "$purge" = no ] || rm -rf "${UNITS:?}/$name.d"
+  done
+  remove_drop_ins nftables.service 50-credential-agent
+  rm -f "$ETC/closed.nft"
   rm -rf "$ETC/closed.d"
-  rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh "$PRESET"
   if grep -qs '# credential-agent$' /etc/hosts; then
     # Written in place: in a container the file itself is a mount.

@@ -9,7 +9,7 @@ case ${1:-} in
       echo "credential-agent: it is installed here by install.sh: its configuration, state and users are kept" >&2
       exit 0
     fi
-    rm -rf /etc/credential-agent /var/lib/credential-agent
+    rm -rf /etc/credential-agent /var/lib/credential-agent /etc/systemd/system/credential-agent*.d
     for name in credential-agent credential-agent-serve; do
       if getent passwd "$name" >/dev/null; then userdel "$name" || true; fi
     done

@@ -34,12 +34,13 @@ class Chroot:
         shutil.copytree(m.payload(), self.root / "payload", symlinks=False)
         assert not list((self.root / "proc").iterdir())
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def typed(self, *command: str) -> list[str]:
         # Not from the root: people stand in the source tree, and what a script takes for absolute must be so.
-        bare = ["env", "-i", "--chdir=/payload", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
-        return subprocess.run(
-            ["chroot", self.root, *bare, *command], capture_output=True, text=True, check=False, timeout=300
-        )
+        bare = ("env", "-i", "--chdir=/payload", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+        return ["chroot", str(self.root), *bare, *command]
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.typed(*command), capture_output=True, text=True, check=False, timeout=300)
 
     def install(self, *more: str) -> subprocess.CompletedProcess[str]:
         return self.run("/payload/install.sh", *OPTIONS, *more)
@@ -301,6 +302,27 @@ def test_a_first_boot_changes_nothing_of_what_was_chosen(
     assert ("credential-agent-closed.service" in chosen) is not bool(options)
     left = chroot.run("systemctl", "list-unit-files", "--state=enabled", "credential-agent*").stdout
     assert [line.split()[:2] for line in left.splitlines()] == [line.split()[:2] for line in chosen.splitlines()]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-redirect",)], ids=["redirect", "no-redirect"])
+def test_what_an_operator_put_beside_our_units_stays(chroot: Chroot, options: tuple[str, ...]) -> None:
+    """A limit of the workers' slice, a sandbox made wider: an upgrade leaves them, and taking it off takes ours alone."""
+    units = chroot.root / "etc/systemd/system"
+    mine = [units / f"{unit}.d/60-mine.conf" for unit in (
+        "credential-agent.service", "credential-agent.target", "credential-agent-workers.slice", "nftables.service"
+    )]  # fmt: skip
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[Unit]\n")
+    assert chroot.install(*options).returncode == 0
+    assert (mine[0].with_name("40-interpreter.conf")).exists()
+    assert all(path.exists() for path in mine)
+    assert chroot.run("/payload/install.sh", "uninstall").returncode == 0
+    left = {path for pattern in ("credential-agent*.d", "nftables.service.d") for path in units.glob(f"{pattern}/*")}
+    assert left == set(mine)
+    assert not list(units.glob("credential-agent*.service"))
+    mine[-1].unlink()
+    assert chroot.install().returncode == 0
 
 
 def test_purge_leaves_no_group_and_no_file(chroot: Chroot) -> None:
