@@ -28,6 +28,7 @@ readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SHARE=/usr/local/share
+readonly UNFINISHED=$PREFIX/.unfinished
 readonly PRESET=/etc/systemd/system-preset/50-credential-agent.preset
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   credential-agent-courier.socket credential-agent.service credential-agent-serve.socket credential-agent-serve.service
@@ -45,6 +46,18 @@ die() { say "error: $*"; exit 1; }
 booted() { [ -d /run/systemd/system ]; }
 reload_systemd() { if booted; then systemctl daemon-reload; fi; }
 redirect() { "$PREFIX/bin/credential-agent" redirect "$@"; }
+
+# One at a time: a provisioner and cloud-init, a person and an unattended upgrade. (A child that outlives this has it too.)
+alone() {
+  local lock
+  mkdir -p /run
+  umask 077 # whoever can open it can hold it
+  exec {lock}>/run/credential-agent-install.lock
+  umask 022
+  flock --nonblock "$lock" && return 0
+  say "another run of this script is at work on this machine: waiting for its end (ten minutes at most)"
+  flock --timeout 600 "$lock" || die "the other run of this script has not ended: see who has /run/credential-agent-install.lock (fuser, lsof)"
+}
 
 # -- parts of installing ------------------------------------------------------------------------------------------------
 
@@ -195,6 +208,10 @@ standing() { # ROOT
 remember() {
   local path
   saved=$(mktemp -d)
+  # One that was killed may have written units anew: nobody knows of which sockets systemd has the former ones.
+  [ ! -e "$UNFINISHED" ] || remade=("$UNITS"/credential-agent*.socket)
+  remade=("${remade[@]##*/}")
+  touch "$UNFINISHED"
   while read -r path; do
     # From the root: Debian 12's cp looks for the parents of an absolute path below where it stands.
     if [ -e "$path" ] || [ -L "$path" ]; then (cd / && cp -a --parents ".$path" "$saved/"); fi
@@ -320,10 +337,11 @@ undo() {
       fi
     fi
   fi
+  rm -f "$UNFINISHED"
   if [ -n "$candidate" ] && [ "$fresh" = yes ]; then rm -rf "$candidate"; fi
 }
 
-keep() { rm -rf "$saved" && saved=''; }
+keep() { rm -rf "$saved" "$UNFINISHED" && saved=''; }
 
 # What the check of the configuration needs: the users, the directories, the configuration itself. Without /proc
 # systemd-tmpfiles does nothing; the boot will do it then.
@@ -714,4 +732,5 @@ done
 # Where the caller stands the service may not look (/root), or nobody any more.
 cd /
 
+alone
 if [ "$action" = install ]; then do_install; else do_uninstall; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -302,6 +303,27 @@ def test_a_first_boot_changes_nothing_of_what_was_chosen(
     assert ("credential-agent-closed.service" in chosen) is not bool(options)
     left = chroot.run("systemctl", "list-unit-files", "--state=enabled", "credential-agent*").stdout
     assert [line.split()[:2] for line in left.splitlines()] == [line.split()[:2] for line in chosen.splitlines()]
+
+
+def test_one_run_waits_for_the_other(chroot: Chroot) -> None:
+    """Whoever comes second says so, and goes on when the first has ended; nobody but root can be the first."""
+    lock = chroot.root / "run/credential-agent-install.lock"
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    with (
+        lock.open() as held,
+        subprocess.Popen(
+            chroot.typed("/payload/install.sh", *OPTIONS), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as second,
+    ):
+        assert second.stderr is not None
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert "another run of this script" in second.stderr.readline()
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert "it starts at the next boot" in second.stderr.read()
+        finally:
+            second.kill()
+    assert second.returncode == 0
 
 
 @pytest.mark.parametrize("options", [(), ("--no-redirect",)], ids=["redirect", "no-redirect"])

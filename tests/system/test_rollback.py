@@ -88,6 +88,15 @@ def handed_over(machine: Machine) -> int:
     return log.count("credentials.restored")
 
 
+def with_another_socket(machine: Machine) -> None:
+    """At work with a socket that is not the one of the release here."""
+    endpoint = "/etc/systemd/system/credential-agent.socket"
+    machine.run("sh", "-c", f"sed -i 's/^Backlog=4096/Backlog=4095/' {endpoint}; systemctl daemon-reload")
+    machine.run("systemctl", "stop", "credential-agent.service", *SOCKETS)
+    machine.run("systemctl", "start", "credential-agent.target")
+    working(machine)
+
+
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_release_that_does_not_start_is_undone(machine: Machine, how: str) -> None:
     """Not a byte differs, the configuration that came with it is gone, and workers keep the credential that nobody renews."""
@@ -111,11 +120,7 @@ def test_a_release_that_does_not_start_is_undone(machine: Machine, how: str) -> 
 
 def test_one_whose_sockets_are_others_is_undone(machine: Machine) -> None:
     """Back to the sockets before, which the new ones stood in the way of; and forward again."""
-    endpoint = "/etc/systemd/system/credential-agent.socket"
-    machine.run("sh", "-c", f"sed -i 's/^Backlog=4096/Backlog=4095/' {endpoint}; systemctl daemon-reload")
-    machine.run("systemctl", "stop", "credential-agent.service", *SOCKETS)
-    machine.run("systemctl", "start", "credential-agent.target")
-    working(machine)
+    with_another_socket(machine)
     before = seen(machine)
     wheel = break_release(machine, "the agent exits")
     done = machine.result("sh", "-c", f"{INSTALL} --wheel {wheel}", seconds=170)
@@ -126,6 +131,23 @@ def test_one_whose_sockets_are_others_is_undone(machine: Machine) -> None:
     machine.run("sh", "-c", INSTALL, seconds=170)
     assert seen(machine) != before
     working(machine)
+
+
+def test_one_that_was_killed_is_finished_by_the_next(machine: Machine) -> None:
+    """It had put its units in place and started nothing: the sockets that the next one leaves are those of the new units."""
+    pages, kept = (machine.root / "payload/pages" / name for name in ("pages.py", "kept"))
+    listening = ("ss", "-Hltn", "src 127.0.0.1:16925")
+    with_another_socket(machine)
+    assert machine.run(*listening).split()[2] == "4095"
+    pages.rename(kept)
+    pages.write_text("import os\nos.kill(os.getppid(), 9)\n")
+    try:
+        assert machine.result("sh", "-c", INSTALL, seconds=170).returncode == 128 + 9
+    finally:
+        kept.rename(pages)
+    machine.run("sh", "-c", INSTALL, seconds=170)
+    working(machine)
+    assert machine.run(*listening).split()[2] == "4096"
 
 
 def test_a_first_installation_that_does_not_start_leaves_nothing_at_work(machine: Machine) -> None:
