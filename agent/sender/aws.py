@@ -101,6 +101,7 @@ def from_boto(session: Any, options: AwsOptions, *, now: datetime) -> Collected:
         Denied: there is no identity, it has ended, or it may not do what was asked.
         Transient: STS could not be reached or is throttling.
     """
+    _check(options)
     if options.renew is Renewal.INSTANCE:
         return _renewed_by_instance(session, options)
     local = LocalAws(session, now)
@@ -112,6 +113,25 @@ def from_boto(session: Any, options: AwsOptions, *, now: datetime) -> Collected:
             return _renewed_by_base(local, options, now)
         return _assume_role(local, options)
     return _plain(local, mode, options, now)
+
+
+def _check(options: AwsOptions) -> None:
+    """Refuse what nothing would honour: more would be sent than its sender believes, or it would not be renewed."""
+    role = {
+        "--policy": options.policy,
+        "--policy-arn": options.policy_arns,
+        "--external-id": options.external_id,
+        "--renew-role": options.renew is not Renewal.NONE,
+    }
+    if options.role_arn is None:
+        stray = next((name for name, given in role.items() if given), None)
+        if stray is not None:
+            raise UsageError(f"{stray} is about a role, and none is named", hint="give its ARN with --role-arn")
+    elif options.mode in {Mode.RAW, Mode.SESSION_TOKEN}:
+        raise UsageError(
+            f"in mode {options.mode} the local identity itself is sent, and not the role {options.role_arn}",
+            hint="leave out --aws-mode to send the role, or --role-arn to send the identity",
+        )
 
 
 def _mode(options: AwsOptions, local: LocalAws) -> Mode:
@@ -146,6 +166,11 @@ def _plain(local: LocalAws, mode: Mode, options: AwsOptions, now: datetime, gran
         )
     if mode is Mode.SESSION_TOKEN:
         return _session_token(local, options, grant_id)
+    if options.mfa is not None:
+        raise UsageError(
+            f"STS takes a multi-factor code for a session that it makes, and in mode {mode} none is made here",
+            hint="leave out --mfa-serial, or have a role assumed here (--role-arn, without --renew-role)",
+        )
     if mode is Mode.RAW:
         return _raw(local, options, now, grant_id)
     account, arn = local.caller()

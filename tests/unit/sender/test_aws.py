@@ -225,6 +225,28 @@ def test_what_cannot_work_is_said_before_sts_does(world: World, mode: Mode, sess
     assert "--" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("session", "options", "said"),
+    [
+        (True, {"policy": "{}"}, "--policy is about a role"),
+        (False, {"policy": "{}"}, "--policy is about a role"),
+        (True, {"policy_arns": ("arn:aws:iam::aws:policy/ReadOnlyAccess",)}, "--policy-arn is about a role"),
+        (True, {"external_id": "abc"}, "--external-id is about a role"),
+        (False, {"renew": Renewal.LOCAL}, "--renew-role is about a role"),
+        (True, {"mode": Mode.RAW, "role_arn": ROLE}, "not the role"),
+        (False, {"mode": Mode.SESSION_TOKEN, "role_arn": ROLE, "policy": "{}"}, "not the role"),
+        (True, {"mfa": Mfa("me", Secret("123456"))}, "none is made here"),
+        (False, {"mfa": Mfa("me", Secret("123456")), "mode": Mode.KEYS, "role_arn": ROLE}, "none is made here"),
+    ],
+)
+def test_no_option_is_left_out_in_silence(world: World, session: bool, options: dict[str, Any], said: str) -> None:
+    """What would narrow or renew a role is refused where no role is sent: more would be sent than was meant."""
+    with pytest.raises(UsageError, match=said) as caught:
+        world.collect(variables=world.session() if session else None, **options)
+    assert world.sts.calls == []
+    assert "--" in (caught.value.hint or "")
+
+
 def test_a_duration_that_nothing_would_honour_is_refused(world: World) -> None:
     """The length of a session that is sent as it is cannot be chosen."""
     with pytest.raises(UsageError, match="length of a session cannot be chosen"):
