@@ -13,6 +13,7 @@ Spec: AIP-4110 (application default credentials), AIP-4111 to 4117 for each kind
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,6 +113,8 @@ def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None 
             target_scopes=list(options.scopes),
             lifetime=int(options.lifetime.total_seconds()),
         )
+    else:
+        credentials = _call(lambda: _narrowed(credentials, options))
     _call(lambda: credentials.refresh(request))
     ends = _end(credentials)
     if ends is None or ends <= now:
@@ -128,6 +131,27 @@ def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None 
     said = () if email else ("whose Google token it is could not be found out; programs that ask will not be told",)
     return Collected(
         cloud=Cloud.GCP, grants=(grant,), route=grant.id, who=email or _federated(credentials), warnings=said
+    )
+
+
+def _narrowed(credentials: Any, options: GcpOptions) -> Any:
+    """The credentials for the scopes that were named. google-auth leaves a user's as they are, with all that they have.
+
+    Raises:
+        UsageError: of this kind Google narrows none.
+    """
+    from google.auth.credentials import Scoped  # noqa: PLC0415 - only when it is needed
+    from google.oauth2.credentials import Credentials as User  # noqa: PLC0415 - as above
+
+    if options.scopes == (CLOUD_PLATFORM,) or isinstance(credentials, Scoped):
+        return credentials
+    user: Any = User  # google-auth types none of it
+    if isinstance(credentials, user):
+        return user.from_authorized_user_info(json.loads(credentials.to_json()), scopes=list(options.scopes))
+    raise UsageError(
+        f"the token of this Google identity ({type(credentials).__name__}) has all that the identity may do: --scope "
+        "cannot narrow it",
+        hint="impersonate a service account, whose token can be narrowed (--impersonate)",
     )
 
 
@@ -182,10 +206,16 @@ def _renewable(options: GcpOptions) -> Collected:
     if adc.type == "impersonated_service_account" and adc.source_credentials is not None:
         # .../serviceAccounts/EMAIL:generateAccessToken (AIP-4115)
         theirs = adc.service_account_impersonation_url.rpartition("/")[2].partition(":")[0]
-        target, delegates = target or theirs, adc.delegates or ()
+        delegates = tuple(one.rpartition("/")[2] for one in adc.delegates or ())
+        if target not in (None, theirs):
+            # It is the account of this sign-in that may impersonate it, and not whoever signed in.
+            delegates = (*delegates, theirs)
+        target = target or theirs
         adc = adc.source_credentials
     base_id = options.grant_id if target is None else f"{options.grant_id}-base"
-    base, who = _long_lived(adc, options, base_id)
+    # Whoever impersonates needs the scope for that: the scopes that are named are those of the token in the end.
+    of_base = options if target is None else msgspec.structs.replace(options, scopes=(CLOUD_PLATFORM,))
+    base, who = _long_lived(adc, of_base, base_id)
     said = f"the long-lived Google credential of {who} is sent: whoever opens the bundle holds it until it is revoked"
     if target is None:
         return Collected(cloud=Cloud.GCP, grants=(base,), route=base_id, who=who, warnings=(said,))
@@ -244,6 +274,8 @@ def _long_lived(adc: _AdcFile, options: GcpOptions, grant_id: str) -> tuple[Gran
             client_secret=Secret(adc.client_secret),
             refresh_token=Secret(adc.refresh_token),
             email=adc.account or None,
+            # Unless it is narrowed: all that the sign-in has, among it the scope that tells whose it is.
+            scopes=() if options.scopes == (CLOUD_PLATFORM,) else options.scopes,
             project_id=project,
             quota_project_id=adc.quota_project_id,
         )

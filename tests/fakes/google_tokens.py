@@ -27,6 +27,8 @@ from tests.fakes.sts import CLEAR, FakeSts, Weather
 TOKEN_URL = "https://oauth2.googleapis.com/token"
 PROJECTS = "/v1/projects/"
 SERVICE_ACCOUNTS = "/v1/projects/-/serviceAccounts/"
+# Of a caller's token one of these is asked for ("Authorization scopes" of generateAccessToken).
+_IMPERSONATING = {"https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/iam"}
 
 
 @dataclass
@@ -249,16 +251,20 @@ class FakeGoogle:
         bearer = self.tokens.get(asked.headers.get("authorization", "").removeprefix("Bearer "))
         if bearer is None or bearer.ends <= self.now():
             return self._rpc_error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.", weather)
-        account = self.accounts.get(email)
-        if account is None or not ({"*", bearer.principal} & account.token_creators):
-            return self._rpc_error(
-                403, "PERMISSION_DENIED", f"Permission 'iam.serviceAccounts.getAccessToken' denied on {email}", weather
-            )
+        if bearer.scopes and not set(bearer.scopes) & _IMPERSONATING:
+            text = "Request had insufficient authentication scopes."
+            return self._rpc_error(403, "PERMISSION_DENIED", text, weather)
+        asking = bearer.principal
+        for one in (*(name.rpartition("/")[2] for name in body.get("delegates") or ()), email):
+            if one not in self.accounts or not ({"*", asking} & self.accounts[one].token_creators):
+                text = f"Permission 'iam.serviceAccounts.getAccessToken' denied on {one}"
+                return self._rpc_error(403, "PERMISSION_DENIED", text, weather)
+            asking = one
         if operation == "generateIdToken":
             claims = {"aud": body["audience"], "email": email if body.get("includeEmail") else None}
             return self._answer(200, {"token": self._jwt(claims)}, weather)
         seconds = int(str(body["lifetime"]).removesuffix("s"))
-        if seconds > account.max_seconds:
+        if seconds > self.accounts[email].max_seconds:
             return self._rpc_error(
                 400, "INVALID_ARGUMENT", "The access token lifetime cannot exceed 3600 seconds.", weather
             )

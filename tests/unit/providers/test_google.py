@@ -102,8 +102,10 @@ def test_service_account_signs_an_assertion() -> None:
 def test_impersonation_with_another_grant() -> None:
     """A service account is impersonated with the base's token, for the scopes and the lifetime of the grant."""
     world = World()
-    world.google.account(ROBOT, token_creators=frozenset({"ada@example.com"}), max_seconds=43200)
-    grant = impersonation(scopes=(STORAGE,), lifetime_seconds=7200, delegates=("mid@x.iam.gserviceaccount.com",))
+    delegate = "mid@x.iam.gserviceaccount.com"
+    world.google.account(delegate, token_creators=frozenset({"ada@example.com"}))
+    world.google.account(ROBOT, token_creators=frozenset({delegate}), max_seconds=43200)
+    grant = impersonation(scopes=(STORAGE,), lifetime_seconds=7200, delegates=(delegate,))
 
     credential = world.gcp(grant, world.google_token())
 

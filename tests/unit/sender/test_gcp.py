@@ -31,6 +31,7 @@ from tests.unit.sender.support import laptop, serving
 
 ACCOUNT = "robot@demo-project.iam.gserviceaccount.com"
 TARGET = "reader@demo-project.iam.gserviceaccount.com"
+READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
 
 
 def now() -> datetime:
@@ -191,12 +192,26 @@ def test_the_wrong_kind_of_long_lived_credential_is_explained(world: World) -> N
     assert "--send-refresh-token" in (caught.value.hint or "")
 
 
+def test_a_users_token_is_for_the_scopes_that_were_named(world: World) -> None:
+    """--scope narrows a user's token, and not only what is said of it; who cannot be narrowed is not sent."""
+    world.adc_user()
+    grant = only_token(world.collect(scopes=(READ_ONLY,)))
+    assert world.google.tokens[grant.access_token.reveal()].scopes == grant.scopes == (READ_ONLY,)
+    sign_on = {
+        "audience": "//iam.googleapis.com/locations/global/workforcePools/p/providers/q",
+        "client_id": "i",
+        "token_url": "https://sts.googleapis.com/v1/oauthtoken",
+    }
+    world.adc(type="external_account_authorized_user", client_secret="s", refresh_token="r", **sign_on)
+    with pytest.raises(UsageError, match="cannot narrow") as caught:
+        world.collect(scopes=(READ_ONLY,))
+    assert "--impersonate" in (caught.value.hint or "")
+
+
 def test_a_service_account_is_impersonated_for_least_privilege(world: World) -> None:
     """--impersonate sends that account's token and no more."""
     world.adc_user()
-    grant = only_token(
-        world.collect(impersonate=TARGET, scopes=("https://www.googleapis.com/auth/devstorage.read_only",))
-    )
+    grant = only_token(world.collect(impersonate=TARGET, scopes=(READ_ONLY,)))
     held = world.google.tokens[grant.access_token.reveal()]
     assert (held.principal, held.scopes) == (TARGET, grant.scopes)
     assert grant.email == TARGET
@@ -212,6 +227,23 @@ def test_impersonation_can_be_left_to_the_worker(world: World) -> None:
     assert (grant.base, grant.target_principal, collected.route) == (base.id, TARGET, grant.id)
 
 
+def test_what_impersonates_is_not_narrowed_with_what_is_impersonated(world: World) -> None:
+    """--scope is of the token that programs get; without the scope to impersonate the worker would never get one."""
+    world.adc_account()
+    base, grant = world.collect(impersonate=TARGET, scopes=(READ_ONLY,), send_key=True).grants
+    assert isinstance(base, GcpServiceAccount)
+    assert isinstance(grant, GcpImpersonation)
+    assert (base.scopes, grant.scopes) == ((CLOUD_PLATFORM,), (READ_ONLY,))
+
+
+def test_a_refresh_token_is_used_for_no_more_than_the_scopes_that_are_named(world: World) -> None:
+    """--scope narrows what the worker mints from the refresh token too."""
+    world.adc_user()
+    (grant,) = world.collect(scopes=(READ_ONLY,), send_refresh_token=True).grants
+    assert isinstance(grant, GcpAuthorizedUser)
+    assert grant.scopes == (READ_ONLY,)
+
+
 def test_an_impersonating_sign_in_is_taken_apart(world: World) -> None:
     """`gcloud auth application-default login --impersonate-service-account`: the token by default, both parts on request."""
     source = {"type": "authorized_user", **{k: world.user[k] for k in ("client_id", "client_secret", "refresh_token")}}
@@ -219,13 +251,21 @@ def test_an_impersonating_sign_in_is_taken_apart(world: World) -> None:
         type="impersonated_service_account",
         source_credentials=source,
         service_account_impersonation_url=f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{TARGET}:generateAccessToken",
-        delegates=[],
+        delegates=["projects/-/serviceAccounts/first@demo-project.iam.gserviceaccount.com"],
     )
+    world.google.account("first@demo-project.iam.gserviceaccount.com")
     assert only_token(world.collect()).email == TARGET
     base, grant = world.collect(send_refresh_token=True).grants
     assert isinstance(base, GcpAuthorizedUser)
     assert isinstance(grant, GcpImpersonation)
-    assert grant.target_principal == TARGET
+    assert (grant.target_principal, grant.delegates) == (TARGET, ("first@demo-project.iam.gserviceaccount.com",))
+    # A third account, which that of the sign-in may impersonate, and the user may not: either way says who asks whom.
+    world.google.account(ACCOUNT, token_creators=frozenset({TARGET}))
+    assert only_token(world.collect(impersonate=ACCOUNT)).email == ACCOUNT
+    _, grant = world.collect(impersonate=ACCOUNT, send_refresh_token=True).grants
+    assert isinstance(grant, GcpImpersonation)
+    assert grant.target_principal == ACCOUNT
+    assert grant.delegates == ("first@demo-project.iam.gserviceaccount.com", TARGET)
 
 
 def test_a_revoked_sign_in_is_explained(world: World) -> None:
