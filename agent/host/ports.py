@@ -170,28 +170,48 @@ def make_again(unit: str, *, sleep: Callable[[float], None] = time.sleep) -> Non
 
     Returns when the unit is not failed any more, whoever saw to that.
     """
-    said, pause = "", AGAIN_SECONDS[0]
-    while systemctl.show(unit, "ActiveState").get("ActiveState") == "failed":
-        addresses, _ = listening(unit)
-        taken = list(map(_taken, addresses))
-        why = "; ".join(filter(None, taken))
-        if not why:
-            try:
+    said, pause, tried = "", AGAIN_SECONDS[0], False
+    while True:
+        most = AGAIN_SECONDS[1]
+        try:
+            if (state := systemctl.show(unit, "ActiveState").get("ActiveState")) != "failed":
+                break
+            addresses, _ = listening(unit)
+            taken = list(map(_taken, addresses))
+            if why := "; ".join(filter(None, taken)):
+                most = TAKEN_SECONDS
+            else:
+                tried = True
                 # Not `start`: beside the running agent it would be refused; a restart takes the agent along.
                 systemctl.restart(unit)
-            except HostError as error:
-                why = str(error)
-            else:
-                systemctl.start_wanted("credential-agent.service")
-                Reporter.log(WARNING, f"{unit} was made again")
-                return
-            sleep(pause)
-        else:
-            sleep(min(pause, TAKEN_SECONDS))
-        pause = min(pause * 2, AGAIN_SECONDS[1])
-        if why and why != said:
+                state = "active"
+                break
+        except HostError as error:
+            why = str(error)
+        if why != said:
             Reporter.log(WARNING, f"{unit} cannot be made: {why}; tried again and again")
             said = why
+        sleep(min(pause, most))
+        pause = min(pause * 2, AGAIN_SECONDS[1])
+    if (
+        tried and state == "active"
+    ):  # also where that was told to fail: a busy manager answers too late, and has done it
+        Reporter.log(WARNING, f"{unit} was made again")
+        _start_agent(sleep)
+
+
+def _start_agent(sleep: Callable[[float], None]) -> None:
+    """Start it, if it is enabled: what has not failed any more is not made again, and nobody else would."""
+    pause = AGAIN_SECONDS[0]
+    while True:
+        try:
+            systemctl.start_wanted("credential-agent.service")
+        except HostError as error:
+            Reporter.log(WARNING, f"credential-agent.service cannot be started: {error}; tried again and again")
+        else:
+            return
+        sleep(pause)
+        pause = min(pause * 2, AGAIN_SECONDS[1])
 
 
 def _taken(address: Address) -> str:

@@ -37,6 +37,7 @@ class Manager:
         self.shown, self.done = SHOWN.format("yes", "failed"), list[str]()
         self.refuses = 0
         self.silent = False
+        self.after_restart: str | None = None  # how the unit is shown, whatever is said of the restart
         monkeypatch.setattr(systemctl, "call", self._call)
 
     def _call(self, program: str, arguments: list[str]) -> str:
@@ -45,6 +46,8 @@ class Manager:
         if arguments[0] == "show":
             return self.shown
         self.done.append(" ".join([program, *arguments]))
+        if arguments[0] == "restart" and self.after_restart is not None:
+            self.shown = self.shown.replace("ActiveState=failed", f"ActiveState={self.after_restart}")
         if self.refuses:
             self.refuses -= 1
             raise HostError("the job failed")
@@ -167,6 +170,45 @@ def test_what_cannot_be_made_is_tried_less_and_less_often(manager: Manager) -> N
     ports.make_again("credential-agent.socket", sleep=pauses.append)
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert manager.done == ["systemctl restart credential-agent.socket"] * 8
+
+
+def waiting_for(manager: Manager, state: str) -> list[float]:
+    """What was made again by a manager that says that it was not, and shows the unit so; returns the pauses."""
+    host, port = free()
+    manager.shown = f"Listen={host}:{port} (Stream)\nReusePort=yes\nActiveState=failed\nUnitFileState=enabled\n"
+    manager.after_restart, pauses = state, list[float]()
+    ports.make_again("credential-agent.socket", sleep=pauses.append)
+    return pauses
+
+
+START = "systemctl --no-block start credential-agent.service"
+
+
+def test_the_agent_is_started_though_the_manager_answers_too_late(manager: Manager) -> None:
+    """A busy one has made the socket all the same, and takes the start the next time: nobody else asks for it."""
+    manager.refuses = 3
+    assert waiting_for(manager, "active") == [1, 1, 2]
+    assert manager.done == ["systemctl restart credential-agent.socket", START, START, START]
+
+
+def test_an_agent_is_not_started_beside_a_socket_that_somebody_has_stopped(manager: Manager) -> None:
+    """Its own start would bring the socket back, in which an operator has decided."""
+    manager.refuses = 1
+    assert waiting_for(manager, "inactive") == [1]
+    assert manager.done == ["systemctl restart credential-agent.socket"]
+
+
+def test_a_manager_that_is_silent_for_a_while_is_asked_again(manager: Manager) -> None:
+    """It is busy, say; what was done before that is not forgotten."""
+    manager.silent, pauses = True, list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            manager.silent, manager.shown = False, SHOWN.format("yes", "inactive")
+
+    ports.make_again("credential-agent.socket", sleep=sleep)
+    assert (pauses, manager.done) == ([1, 2, 4], [])
 
 
 def test_a_unit_that_has_not_failed_is_left_alone(manager: Manager) -> None:
