@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from agent.core.errors import HostError
+from agent.core.text import os_reason
 from agent.host.tools import RefusedError, call
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ def lift(mark: Path) -> None:
     """Give the way back, when the closed table is in force. Nothing is done where there is no ``mark``.
 
     Raises:
-        HostError: ``ip`` cannot be run just now. The ``mark`` stays: it is to be tried again.
+        HostError: ``ip`` cannot be run just now, or does not take them away. The ``mark`` stays: it is to be tried
+            again.
     """
     try:
         mark.lstat()
@@ -42,6 +45,21 @@ def lift(mark: Path) -> None:
             for _ in range(_MOST):
                 try:
                     call("ip", [family, "rule", "del", "pref", str(preference)])
-                except RefusedError:  # none is left
+                except RefusedError:  # none is left, most likely
                     break
-    mark.unlink(missing_ok=True)
+    left = [rule for family in ("-4", "-6") for rule in _left(family)]
+    if left:
+        raise HostError(f"ip rule: expected none of the rules that refuse workers, got {left[0]!r}")
+    try:
+        mark.unlink(missing_ok=True)
+    except OSError as error:
+        raise HostError(f"{mark}: cannot be removed: {os_reason(error)}") from None
+
+
+def _left(family: str) -> list[str]:
+    """The rules that are there still: a refusal may have another reason than that there is none."""
+    try:
+        shown = call("ip", [family, "rule", "show"]).splitlines()
+    except RefusedError:  # a kernel without this family
+        return []
+    return [" ".join(rule.split()) for rule in shown if rule.partition(":")[0] in map(str, PREFERENCES)]
