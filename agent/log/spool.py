@@ -187,7 +187,7 @@ class Spool:
             except OSError as error:
                 if error.errno in journal.GONE and self._otherwise is not None:
                     return self._otherwise(data.strip(b"\n"))  # the whole of it: nobody reads the beginning
-                self._cut = len(left) < len(data)
+                self._cut |= len(left) < len(data)  # also of an earlier line, if nothing was taken since
                 return False
             left = left[count:]
             with self._news:
