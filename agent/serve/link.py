@@ -21,6 +21,8 @@ from agent.snapshot.frames import frame_from_server, from_controller
 from agent.snapshot.messages import (
     MOST_BODY_BYTES,
     ControllerSays,
+    Counts,
+    Crashed,
     Left,
     Mint,
     Minted,
@@ -34,6 +36,10 @@ from agent.snapshot.messages import (
 
 MINT_SECONDS: Final = 60.0
 """A mint that takes longer is given up here; the controller's own limit is below this."""
+MOST_UNREAD_BYTES: Final = 4 << 20
+"""Of what a controller was told and has not read: more than all that may be under way. Above, it is asked nothing."""
+_WITHOUT_END: Final = (Mint, MintScoped, Pass, Counts, Crashed)
+"""What would be said to a controller that hangs, again and again. What else there is follows from these, or from it."""
 
 
 class Answer:
@@ -238,8 +244,12 @@ class Connection(asyncio.Protocol):
         self._link.ended(self)
 
     def say(self, *messages: ServerSays) -> bool:
-        """Send them; ``False``: they cannot be."""
+        """Send them; ``False``: they cannot be, or it does not read what it was told."""
         if self._transport is None or self._transport.is_closing():
+            return False
+        if self._transport.get_write_buffer_size() > MOST_UNREAD_BYTES and any(
+            isinstance(one, _WITHOUT_END) for one in messages
+        ):
             return False
         try:
             frames = b"".join(map(frame_from_server, messages))
