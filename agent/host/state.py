@@ -20,6 +20,7 @@ import fcntl
 import os
 import re
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -176,9 +177,9 @@ class StateDirectory:
     def _check_that_there_was_none(self, path: Path) -> None:
         """Raise :class:`HostError` if there was one: "nothing was decided here" lets the machine's identity out."""
         for one in (path, *path.parents):
-            if one.is_symlink() and not one.exists():
+            if _is_there(one, os.lstat) and not _is_there(one, os.stat):
                 raise HostError(f"{path}: expected a file or nothing, got {str(one)!r}, a link that leads nowhere")
-        if (self._directory / SPARE_FILE).exists():
+        if _is_there(self._directory / SPARE_FILE, os.lstat):
             raise HostError(f"{path}: it is gone, though there was one: {SPARE_FILE} lies beside it")
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
@@ -346,6 +347,17 @@ def closed_memory(instance_id: str) -> Memory:
     An attacker who can garble the file, or a dying disk, must not give workers the machine's own identity.
     """
     return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud))
+
+
+def _is_there(path: Path, look: Callable[[Path], object]) -> bool:
+    """Whether it is; :class:`HostError` where that cannot be known, which is not the same as that it is not."""
+    try:
+        look(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HostError(f"{path}: cannot be looked at: {os_reason(error)}") from None
+    return True
 
 
 def _check_version(path: Path, data: bytes) -> None:

@@ -325,6 +325,27 @@ def test_a_memory_that_is_gone_is_not_one_that_never_was(tmp_path: Path, lose: C
         StateDirectory(state).load()
 
 
+@pytest.mark.parametrize(
+    ("name", "look"), [(SPARE_FILE, "lstat"), ("", "lstat"), ("", "stat"), ("..", "lstat"), ("..", "stat")]
+)
+def test_a_disk_that_fails_as_it_is_asked_does_not_say_that_there_was_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, look: str
+) -> None:
+    """It is an error as any other of a memory, after which the agent goes on and nobody is the machine."""
+    state, ask = tmp_path / "state", getattr(os, look)
+    state.mkdir()
+    failing = (state / name).resolve()
+
+    def fails(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path) == str(failing):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return ask(path, *arguments, **named)
+
+    monkeypatch.setattr(os, look, fails)
+    with pytest.raises(HostError, match="input/output error"):
+        StateDirectory(state).load()
+
+
 def test_what_somebody_takes_away_is_missed(tmp_path: Path) -> None:
     """The memory and the bundle that it names, from when they were written or read; not a copy that was lost before."""
     state = StateDirectory(tmp_path)
