@@ -138,9 +138,8 @@ def main(argv: list[str] | None = None) -> None:
         except OSError:
             _give_up(2)
         _fail(EX_USAGE, error.format_message(), None, asked)
-    except (click.Abort, KeyboardInterrupt):
-        _say("credential-agent: interrupted")
-        sys.exit(EX_INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _interrupted(error, asked)
     except SystemExit as error:
         # click's own way out where whoever read our output has gone (| head -1), which is no status of the table.
         sys.exit(EX_IOERR if error.code == 1 else error.code)
@@ -157,6 +156,16 @@ def main(argv: list[str] | None = None) -> None:
         _say(f"credential-agent: {said}")
         _fail(EX_SOFTWARE, said, None, asked)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _interrupted(error: BaseException, asked: documents.Asked) -> NoReturn:
+    """Ctrl-C; or a question met the end of standard input, which click takes for the same."""
+    if isinstance(error.__context__, EOFError):
+        said, hint = "expected an answer, and there is nobody to give it", "run this on a terminal"
+        report(HostError(said, hint=hint))
+        _fail(EX_OSERR, said, hint, asked)
+    _say("credential-agent: interrupted")
+    sys.exit(EX_INTERRUPTED)
 
 
 def _refused(error: OSError, asked: documents.Asked) -> NoReturn:

@@ -18,7 +18,7 @@ from agent.core.secret import Secret, reveal
 from agent.enrol import Policy
 from agent.identity.forecast import Forecast, forecasts
 from agent.sender import Collected, aws, gcp
-from agent.sender.aws_identity import asked, local_session
+from agent.sender.aws_identity import local_session, undated
 from agent.sender.claims import content_of
 
 Renew = Literal["here", "worker", "instance", "never"]
@@ -243,10 +243,10 @@ class Local:
     def _assumed(self, session: Any, now: datetime) -> timedelta | None:
         """What is left of the length that was said: it began when the session was seen first, not at each look."""
         length = self._options.assume_expiry
-        if length is None:
-            return None
-        found = asked(session.get_credentials)
-        left = self._seen.setdefault(found.access_key if found else "", now) + length - now
+        key = None if length is None else undated(session)
+        if length is None or key is None:
+            return length
+        left = self._seen.setdefault(key, now) + length - now
         if left <= timedelta(0):
             raise Denied(
                 "the local AWS session has ended, by what assume_expiry= said of it",

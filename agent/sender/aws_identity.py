@@ -108,6 +108,17 @@ class LocalAws:
         return answer["Account"], answer["Arn"]
 
 
+def undated(session: Any) -> str | None:
+    """The id of the key of a session whose end nothing here tells; ``None``: it is told, or there is no session.
+
+    Raises:
+        Denied, Transient: as :class:`LocalAws`.
+    """
+    found = asked(session.get_credentials, _ODD)
+    frozen = None if found is None else _frozen(found)
+    return frozen.access_key if frozen and frozen.token and _end(found, session) is None else None
+
+
 def _end(found: Any, session: Any) -> datetime | None:
     """The true end of the session boto3 found, as far as anything on this computer knows it."""
     # botocore has no public name for it; it is there for every kind that it knows how to refresh, and for the
@@ -172,6 +183,13 @@ def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
         raise Transient(f"AWS cannot be reached: {error}", code="network") from None
     except ResponseParserError:
         raise _stranger() from None
+    except EOFError:
+        # Of getpass: a profile that has an mfa_serial.
+        raise Denied(
+            "boto3 asks for the code of a multi-factor device, and there is no terminal to type it on",
+            hint="make a session on a terminal first: `aws configure export-credentials --format env` prints one",
+            code="no-terminal",
+        ) from None
     except (BotoCoreError, OSError, *odd) as error:
         # The odd ones may quote what a helper printed: only their type is told.
         words = str(error) if isinstance(error, BotoCoreError | OSError) else type(error).__name__

@@ -183,8 +183,9 @@ def test_what_nobody_foresaw_is_a_line_without_its_words(
     [
         (ModuleNotFoundError("SECRET", name="agent.x"), exits.EX_OSERR, "agent.x): the installation is not whole"),
         (PermissionError(13, "Permission denied", "/some/file"), exits.EX_OSERR, "/some/file: permission denied"),
+        (EOFError(), exits.EX_OSERR, "nobody to give it"),
     ],
-    ids=["half installed", "a file"],
+    ids=["half installed", "a file", "no terminal"],
 )
 def test_what_the_machine_lacks_is_told_as_that(  # noqa: PLR0917 - what pytest gives
     odd: Odd,
@@ -194,7 +195,7 @@ def test_what_the_machine_lacks_is_told_as_that(  # noqa: PLR0917 - what pytest 
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A package that is half there, a file that nobody expected to be closed: what it is, and no defect of ours."""
+    """A package that is half there, a closed file, nobody who types: what it is, no defect of ours and no Ctrl-C."""
 
     def broken(*_words: object, **_more: object) -> ask.Answer:
         raise error

@@ -325,6 +325,22 @@ def test_a_session_of_unknown_end_lives_as_long_as_was_said_of_it(world: World) 
         assert later > until + timedelta(minutes=40)
 
 
+def test_what_is_said_of_a_session_is_not_said_of_what_tells_its_end(world: World) -> None:
+    """assume_expiry= is for a session whose end nothing tells: keys that last renew a role for longer than that."""
+    key, secret = world.sts.user()
+    world.monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    world.monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    world.monkeypatch.delenv("AWS_SESSION_TOKEN")
+    role = "arn:aws:iam::111122223333:role/reader"
+    world.sts.role(role)
+    world.machine("m")
+    with world.forward(role_arn=role, assume_expiry=timedelta(minutes=20)) as f:
+        world.time_gone = timedelta(minutes=41)
+        (cloud,) = f.refresh().clouds
+        assert cloud.trouble is None
+        assert world.sts.operations() == ["AssumeRole", "AssumeRole"]
+
+
 def test_a_lease_is_renewed_and_no_longer_than_a_worker_lets_us(world: World) -> None:
     """lease= ends serving when this program is gone; a worker's own limit is kept to, and each is renewed in time."""
     wide, narrow = world.machine("wide"), world.machine("narrow", trust=world.trusting(max_lease_seconds=600))

@@ -16,6 +16,7 @@ from agent.core.secret import Secret
 from agent.identity.forecast import forecasts
 from agent.sender import Collected
 from agent.sender.aws import AwsOptions, Mfa, Mode, Renewal, from_boto
+from agent.sender.aws_identity import asked
 from tests.fakes.sts import FakeSts, Weather
 from tests.unit.sender.support import laptop, serving
 
@@ -347,6 +348,17 @@ def test_a_multi_factor_code_reaches_sts(world: World) -> None:
     world.collect(mfa=Mfa("arn:aws:iam::111122223333:mfa/me", Secret("123456")))
     assert world.sts.calls[0].parameters["TokenCode"] == "123456"
     assert world.sts.calls[0].parameters["SerialNumber"].endswith("mfa/me")
+
+
+def test_a_code_that_nobody_can_type_is_explained() -> None:
+    """A profile with a multi-factor device asks for its code: without a terminal that is a refusal, and no Ctrl-C."""
+
+    def prompt() -> str:
+        raise EOFError
+
+    with pytest.raises(Denied, match="no terminal") as caught:
+        asked(prompt)
+    assert "export-credentials" in (caught.value.hint or "")
 
 
 def test_keys_can_be_the_base_of_a_role_for_twelve_hours(world: World) -> None:
