@@ -113,7 +113,8 @@ class ServerChild:
             self._servers.begun_by(Nobody())  # and what it had begun has ended with it
         if self._process is not None:
             self._process.kill()
-            asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+            with contextlib.suppress(RuntimeError):  # there is no thread just now: its zombie stays until our end
+                asyncio.get_running_loop().run_in_executor(None, self._process.wait)
         self._gone()
 
     @property

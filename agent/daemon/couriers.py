@@ -52,6 +52,7 @@ class CourierSocket:
         self._reasons = reasons
         self._clock = clock
         self._log = structlog.get_logger()
+        self._opened: Guarding | None = None  # what is open, and cannot be listened on yet
         self._server: Intake | None = None
         self._name: SocketName | None = None
         self._is_made = False  # by us
@@ -78,15 +79,19 @@ class CourierSocket:
     def listen(self) -> None:
         """Open it, if that is possible now."""
         try:
-            sock = self._open()
+            if self._opened is None and (sock := self._open()) is not None:
+                self._opened = Guarding(sock)
+            server = None if self._opened is None else self._endpoint.listener.listen([self._opened])
         except HostError as error:
             self._without(error.message, error.hint)
             return
+        except OSError as error:  # no descriptor, or memory, for what watches it
+            self._without(os_reason(error), None)
+            return
         self._reasons().pop(KEY, None)
         self._listens = True
-        if sock is not None:
-            self._name = SocketName(sock)
-            self._server = self._endpoint.listener.listen([Guarding(sock)])
+        if self._opened is not None:
+            self._name, self._server, self._opened = SocketName(self._opened), server, None
 
     def _without(self, reason: str, hint: str | None) -> None:
         reasons = self._reasons()
@@ -117,6 +122,8 @@ class CourierSocket:
         """Stop listening, and let what is under way end."""
         if self._server is not None:
             self._server.close()
+        if self._opened is not None:
+            self._opened.close()
         if self._name is not None and self._is_made:
             self._name.remove()
         await self._endpoint.listener.close(grace_seconds)

@@ -217,7 +217,8 @@ class Daemon:
             self._restorer.recalling,
             asyncio.create_task(unending(couriers.run, work="couriers", clock=self.clock), name="couriers"),
         )
-        later += [asyncio.create_task(servers.watch(), name="servers")] if self._child is not None else []
+        if self._child is not None:
+            later.append(asyncio.create_task(unending(servers.watch, work="servers", clock=self.clock), name="servers"))
         try:
             await self._serve(found, at_once=handed)
         finally:

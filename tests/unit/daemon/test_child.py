@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import structlog
 
 from agent.daemon.child import ServerChild
@@ -61,6 +62,26 @@ async def test_a_master_that_has_ended_leaves_no_zombie() -> None:
     await asyncio.to_thread(until, lambda: not Path(f"/proc/{process.pid}").exists(), what="its place to be free")
     assert child.usage() is None
     child.kill()
+
+
+@looped
+async def test_without_a_thread_workers_are_answered_here_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever took all threads of the machine may have ended the master, too: nobody else would answer."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    process = _begun(its)
+    gone = asyncio.Event()
+    child = ServerChild(process, ours)
+
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", none)
+    child.answer([], Controller().servers, gone.set)
+    async with asyncio.timeout(20):
+        await gone.wait()
+    child.kill()
+    assert process.returncode is not None
 
 
 @looped

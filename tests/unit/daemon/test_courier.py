@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import select
 import shutil
 import socket
 import tempfile
@@ -299,6 +301,32 @@ class TestSocket:
 
         opened.run(talk)
         assert not opened.path.exists()
+
+    @pytest.mark.parametrize("passed", [True, False])
+    def test_a_want_of_descriptors_is_waited_out(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, passed: bool
+    ) -> None:
+        """What there is no descriptor for to watch it is told and tried again, and its socket is not lost meanwhile."""
+        watch, missing = select.epoll, [1, 2]
+
+        def scarce() -> select.epoll:
+            if missing:
+                missing.pop()
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return watch()
+
+        opened = Opened(place, passed=passed)
+        opened.path.parent.mkdir(exist_ok=True)
+
+        async def talk() -> None:
+            monkeypatch.setattr(select, "epoll", scarce)
+            opened.socket.listen()
+            assert opened.reasons == {KEY: os.strerror(errno.EMFILE).lower()}
+            await opened.until(lambda: not opened.reasons, every=AGAIN_SECONDS)
+            assert not missing
+            assert await opened.answers()
+
+        opened.run(talk, listen=False)
 
     def test_a_name_that_was_taken_away_is_made_again(self, place: Path) -> None:
         """As often as it goes; where another's file is, that is left and told, until it is gone."""
