@@ -21,6 +21,7 @@ import structlog
 from agent.core.clock import Clock
 from agent.core.errors import HostError
 from agent.core.verdict import Memory
+from agent.host import ticks
 from agent.host.state import Lived, StateDirectory
 
 ALIVE_SECONDS: Final = 600.0
@@ -112,8 +113,8 @@ class Age:
         while True:
             await self._write(ended=False)
             said, until = (self._may_write, self._since), self._clock.boottime() + ALIVE_SECONDS
-            while said == (self._may_write, self._since) and self._clock.boottime() < until:
-                await self._clock.sleep(LOOK_SECONDS)
+            while said == (self._may_write, self._since) and (now := self._clock.boottime()) < until:
+                await self._clock.sleep(min(ticks.left(now, LOOK_SECONDS), until - now))
                 self.reason(memory())
 
     async def last(self, memory: Memory, seconds: float) -> None:

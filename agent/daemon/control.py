@@ -19,7 +19,7 @@ def routes(
     *,
     status: Callable[[], dict[str, Any]],
     metrics: Callable[[], bytes],
-    counted: Callable[[], Awaitable[None]],
+    counted: Callable[[], Awaitable[object]],
     keys: Callable[[], list[dict[str, str]]],
     push: Callable[[bytes], Awaitable[Ack]],
     refresh: Callable[[], Awaitable[list[dict[str, str | int | None]]]],

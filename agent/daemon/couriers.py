@@ -15,6 +15,7 @@ from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.daemon import listening
 from agent.daemon.socket_name import LOOK_SECONDS, LOST, LOST_HINT, SocketName
+from agent.host import ticks
 from agent.serve.courier import CourierEndpoint
 from agent.serve.handed import Guarding
 from agent.serve.intake import Intake
@@ -64,7 +65,7 @@ class CourierSocket:
             await self._clock.sleep(AGAIN_SECONDS)
             self.listen()
         while self._name is not None:
-            await self._clock.sleep(LOOK_SECONDS)
+            await self._clock.sleep(ticks.left(self._clock.boottime(), LOOK_SECONDS))
             if not await self._name.lost():
                 self._reasons().pop(KEY, None)
             elif self._is_made:

@@ -25,6 +25,7 @@ from agent.daemon.restore import Restorer
 from agent.daemon.socket_name import LOOK_SECONDS, LOST, LOST_HINT, SocketName
 from agent.daemon.unending import unending
 from agent.daemon.who import ASK_AGAIN_SECONDS
+from agent.host import ticks
 from agent.host.clock import SystemClock
 from agent.serve.control import ControlEndpoint
 from agent.serve.handed import Guarding
@@ -143,7 +144,8 @@ class Late:
     async def _keep_control(self, operators: ControlEndpoint, servers: list[Server]) -> None:
         """Open the control socket as soon as that is possible, and again when its name was taken away."""
         while True:
-            await self._clock.sleep(ASK_AGAIN_SECONDS if self._control is None else LOOK_SECONDS)
+            every = ASK_AGAIN_SECONDS if self._control is None else LOOK_SECONDS
+            await self._clock.sleep(ticks.left(self._clock.boottime(), every))
             if self._control is not None:
                 if not await self._control.lost():
                     self._has_control()
@@ -173,7 +175,7 @@ class Late:
 
         there = {announced: True, note: True}  # where it could not be written, that was told
         while True:
-            await self._clock.sleep(LOOK_SECONDS)
+            await self._clock.sleep(ticks.left(self._clock.boottime(), LOOK_SECONDS))
             before = there
             is_missing, there = await asyncio.to_thread(look, publisher.missing())
             if is_missing:
@@ -186,7 +188,7 @@ class Late:
     async def _keep_memory(self) -> None:
         """Write again what somebody has removed from the state directory: the next boot would find nothing decided."""
         while True:
-            await self._clock.sleep(LOOK_SECONDS)
+            await self._clock.sleep(ticks.left(self._clock.boottime(), LOOK_SECONDS))
             durable, lacks = self._restorer.controller.durable, self._prepared.state.lacks
             # Twice: it may be about to be written, and what is withdrawn is removed first.
             if await asyncio.to_thread(lacks) and durable.on_disk and await asyncio.to_thread(lacks):

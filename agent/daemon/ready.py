@@ -13,7 +13,7 @@ import structlog
 from agent.core.model import Cloud
 from agent.core.view import Live, Pending
 from agent.daemon.pulse import Pulse
-from agent.host import memory, systemd
+from agent.host import memory, systemd, ticks
 from agent.host.clock import SystemClock
 from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.identity.store import Store
@@ -126,4 +126,5 @@ class Readiness:
             if answers != (answers := self.answers()):
                 self.tell_status()
             told = not pulse.beats(last_step(), time.monotonic()) or self._notifier.alive()
-            await asyncio.sleep(seconds / 3 if told else min(seconds / 3, TELL_AGAIN_SECONDS))
+            pause = seconds / 3 if told else min(seconds / 3, TELL_AGAIN_SECONDS)
+            await asyncio.sleep(ticks.left(asyncio.get_running_loop().time(), pause))

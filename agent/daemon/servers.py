@@ -25,6 +25,7 @@ from agent.core.served import Reason, Serving
 from agent.daemon.begins import Begins, Nobody
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
+from agent.host import ticks
 from agent.host.unread import Unread
 from agent.serve.handling import Access
 from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED, PER_SECOND
@@ -51,9 +52,9 @@ from agent.snapshot.messages import (
 TAKEN_SECONDS: Final = 2.0
 TOLD_SECONDS: Final = 0.25
 """How long numbers are waited for."""
-ASKED_EVERY_SECONDS: Final = 10.0
-SILENT_TIMES: Final = 2
-"""A server that is asked so often, one time after the other, and does not answer is stuck."""
+ASKED_EVERY_SECONDS: Final = 20.0
+ANSWERED_SECONDS: Final = 5.0
+"""A server that does not answer within so long, twice, one time after the other, is stuck."""
 MOST_UNREAD_BYTES: Final = 64 << 20
 """Of what a server was told and has not read: above, it is cut off."""
 MOST_UNDER_WAY: Final = 512
@@ -189,33 +190,29 @@ class Servers:
         while not self.answer():
             await self._next_change()
 
-    async def counted(self) -> None:
-        """Have all of them say their numbers, for a moment at most."""
-        waited = []
-        for server in list(self._connected):  # one that is told too much is cut off here
-            waited.append((server, server.counted))
+    async def counted(self, seconds: float = TOLD_SECONDS) -> set[Server]:
+        """Have all of them say their numbers, for so long at most. Returns those that have not."""
+        waited = {server: server.counted for server in self._connected}
+        for server in waited:  # one that is told too much is cut off here
             server.say(Tell())
-        try:
-            async with asyncio.timeout(TOLD_SECONDS):
-                while any(one in self._connected and one.counted == before for one, before in waited):
+
+        silent = set(waited)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while silent := {one for one in silent & self._connected.keys() if one.is_silent(waited[one])}:
                     await self._next_change()
-        except TimeoutError:
-            pass
+        return silent
 
     async def watch(self) -> None:
         """End whichever answers no more: without a change nobody waits for it, and whoever started it sees it run."""
-        silent: dict[Server, int] = {}
         while True:
-            asked = {server: server.counted for server in self._connected}
-            for server in asked:
-                server.say(Tell())
-            await asyncio.sleep(ASKED_EVERY_SECONDS)
-            silent = {
-                server: silent.get(server, 0) + 1 for server in self._connected if server.counted == asked.get(server)
-            }
-            for server in [one for one, times in silent.items() if times == SILENT_TIMES]:
+            if silent := await self.counted(ANSWERED_SECONDS):
+                # Once more: this process may have stood still itself, and not have read what was answered.
+                silent &= await self.counted(ANSWERED_SECONDS)
+            for server in silent:
                 structlog.get_logger().error("server.cut_off", why="it does not answer")
                 server.cut_off()
+            await asyncio.sleep(ticks.left(asyncio.get_running_loop().time(), ASKED_EVERY_SECONDS))
 
     async def _next_change(self) -> None:
         self._changed.clear()
@@ -326,6 +323,10 @@ class Server(asyncio.Protocol):
         if transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             structlog.get_logger().error("server.cut_off", why="it does not read what it is told")
             self.cut_off()
+
+    def is_silent(self, counted: int) -> bool:
+        """Whether it has said nothing since it had said all its numbers so often, and still may."""
+        return self.counted == counted and not self._is_cut_off
 
     def cut_off(self) -> None:
         """End it: it may still serve what it was told before. Its end of the connection tells when it has ended."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from agent.host import ticks
 from agent.host.watches import Watches
 
 MOST_SECONDS: Final = 600.0
@@ -84,12 +85,15 @@ class Quiet:
         _paused[self] = wake
         timer: asyncio.TimerHandle | None = None
 
+        def soon() -> asyncio.TimerHandle:
+            return loop.call_later(ticks.left(loop.time(), CHECKED_SECONDS), check)
+
         def check() -> None:
             nonlocal timer
             if self.stalled(time.monotonic()):
                 end()
             else:
-                timer = loop.call_later(CHECKED_SECONDS, check)
+                timer = soon()
 
         try:
             try:
@@ -101,7 +105,7 @@ class Quiet:
                 self._thread = None
                 await asyncio.sleep(self._every)
                 return
-            timer = loop.call_later(CHECKED_SECONDS, check)
+            timer = soon()
             await over
         finally:
             del _paused[self]

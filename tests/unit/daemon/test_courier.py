@@ -376,12 +376,16 @@ class TestSocket:
         assert opened.path.exists()
 
     def test_it_is_looked_for_twice_a_minute(self, place: Path) -> None:
-        """Nobody looks meanwhile."""
+        """Nobody looks meanwhile; at instants that all have who look so often, however this one began."""
         opened = Opened(place)
         opened.path.parent.mkdir()
+        opened.clock.move(7.0)
 
         async def talk() -> None:
             await opened.until(lambda: opened.clock.sleeping)
+            wakes = opened.clock.next_waking()
+            assert wakes is not None
+            assert (opened.clock.boottime() + wakes) % LOOK_SECONDS == 0
             opened.path.unlink()
             for _ in range(20):
                 await asyncio.to_thread(int)  # time for a look that nobody should have

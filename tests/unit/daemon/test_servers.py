@@ -456,6 +456,7 @@ async def test_a_server_cannot_fill_the_log() -> None:
 async def test_one_that_is_stuck_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing changes, so nothing is waited for, and its process runs: all the same it answers nobody any more."""
     monkeypatch.setattr(servers_module, "ASKED_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(servers_module, "ANSWERED_SECONDS", 0.1)
     controller = Controller()
     async with controller.honest() as link, controller.raw() as (reader, _):
         link.told = Tally(link.say, Ledger("summary", None)).told
@@ -468,3 +469,33 @@ async def test_one_that_is_stuck_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
         assert controller.ended == 1
         assert link.say(Left(1))  # the other goes on
         watching.cancel()
+
+
+@looped
+async def test_one_that_answers_when_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process did not hear in time it may not have read itself; who is silent twice in a row is ended."""
+    controller = Controller()
+    async with controller.raw(), controller.raw():
+        slow, stuck = controller.servers.connected
+        heard = [{slow}, set(), {slow, stuck}, {stuck}]
+        ended: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+
+        async def counted(_: Servers, _seconds: float) -> set[Server]:
+            return heard.pop(0) if heard else set()
+
+        def cut_off(server: Server) -> None:
+            ended.set_result(server)
+
+        monkeypatch.setattr(Servers, "counted", counted)
+        monkeypatch.setattr(servers_module, "ASKED_EVERY_SECONDS", 0.001)
+        monkeypatch.setattr(Server, "cut_off", cut_off)
+        watching = asyncio.create_task(controller.servers.watch())
+        with structlog.testing.capture_logs() as logs:
+            assert await asyncio.wait_for(ended, 60) is stuck
+        watching.cancel()
+        assert [line["why"] for line in logs] == ["it does not answer"]
+
+
+def test_one_that_is_stuck_is_ended_within_half_a_minute() -> None:
+    """From the moment after it was asked: until it is asked again, and then twice in vain."""
+    assert servers_module.ASKED_EVERY_SECONDS + 2 * servers_module.ANSWERED_SECONDS <= 30.0
