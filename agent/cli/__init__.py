@@ -122,9 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     Where a document was asked for (``--json``) and the error came before it, the document of the error is printed.
     """
     asked = documents.Asked(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        # Names and reasons are others' words, in any script: a locale that cannot write them is no reason to fail.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     signals.hear_of_children()
     try:
         signals.interruptible()
@@ -156,6 +154,14 @@ def main(argv: list[str] | None = None) -> None:
         _say(f"credential-agent: {said}")
         _fail(EX_SOFTWARE, said, None, asked)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _prepare_streams() -> None:
+    if sys.stdin is None:  # closed (``<&-``): empty, for whoever reads it
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        # Names and reasons are others' words, in any script: a locale that cannot write them is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _interrupted(error: BaseException, asked: documents.Asked) -> NoReturn:

@@ -11,15 +11,16 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from agent.cli.exits import EX_UNAVAILABLE
-from agent.cli.inputs import FILE, LENGTH, read, variables_of
+from agent.cli.inputs import FILE, LENGTH, policy_of, variables_of
+from agent.core.errors import CourierError
 
 REACH_SECONDS: Final = 10.0
+LAST_PORT: Final = 65_535
 _ADDRESS: Final = re.compile(
     r"(?:(?P<scheme>tcp|tls|ws|wss|ucx)://)?\[?(?P<host>[^/\[\]@?#\s]+)\]?:(?P<port>[0-9]{1,5})/?"
 )
@@ -109,7 +110,7 @@ def forward(**given: Any) -> None:
 
     Sends it to the agent on every worker, renews it until Ctrl-C, and takes it away then, except with --keep. Only
     machines of the identity's own AWS account or Google project get it; AWS or Google confirms where each machine runs.
-    Exits 69 if no worker was served.
+    Exits 69 if the cluster cannot be reached, or no worker was served.
     """
     from agent import forward as face
 
@@ -165,17 +166,15 @@ def _connect(address: str) -> Any:
 
     ray = imported()
     found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:([0-9]{1,5})/?", address)
-    if found is None:
+    if found is None or int(found[2]) > LAST_PORT:
         raise click.UsageError(f"--ray: expected ray://HOST:PORT or HOST:PORT, got {address!r}")
     try:
         # Where nobody listens ray itself tries for minutes, and takes no signal meanwhile.
         socket.create_connection((found[1], int(found[2])), REACH_SECONDS).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, RuntimeError, ValueError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
         said = str(error).strip().splitlines()
-        raise click.UsageError(
-            f"--ray {address}: cannot connect: {said[0] if said else type(error).__name__}"
-        ) from None
+        raise CourierError(f"--ray {address}: cannot connect: {said[0] if said else type(error).__name__}") from None
     return ray
 
 
@@ -189,7 +188,6 @@ def _until(ended: threading.Event, running: Any, *, once: bool) -> Any:
 
 
 def _wanted(given: dict[str, Any]) -> Any:
-    policy: Path | None = given["policy"]
     names = {
         "accounts": "account",
         "roles": "role",
@@ -202,7 +200,7 @@ def _wanted(given: dict[str, Any]) -> Any:
         "gcp": None if given["no_gcp"] else "auto",
         "environ": variables_of(given["env"], os.environ),
         "role_arn": given["role_arn"],
-        "policy": None if policy is None else read(policy).decode(),
+        "policy": policy_of(given["policy"]),
         "duration": given["duration"],
         "assume_expiry": given["assume_expiry"],
         "impersonate": given["impersonate"],
@@ -228,7 +226,7 @@ def _client(given: dict[str, Any], **more: Any) -> Any:
     distributed: Any = untyped
     address = _ADDRESS.fullmatch(given["dask"])
     # Of some that it does not understand distributed neither ends nor says so.
-    if address is None:
+    if address is None or int(address["port"]) > LAST_PORT:
         raise click.UsageError(f"--dask: expected tcp://HOST:PORT or tls://HOST:PORT, got {given['dask']!r}")
     if (address["scheme"] or "").startswith(("tls", "wss")):
         more["security"] = _security(distributed, given)
@@ -242,8 +240,8 @@ def _client(given: dict[str, Any], **more: Any) -> Any:
             # What tasks print by dask's print() comes to every client, with whatever a terminal takes for a command.
             client.subscribe_topic(topic, _unheard)
         return client
-    except (OSError, OverflowError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-        raise click.UsageError(f"--dask {given['dask']}: cannot connect: {error}") from None
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        raise CourierError(f"--dask {given['dask']}: cannot connect: {error}") from None
 
 
 def _unheard(_event: Any) -> None:

@@ -5,6 +5,7 @@ No secret is ever taken from the command line, where every user of the machine c
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -65,6 +66,23 @@ def read(path: Path) -> bytes:
     if str(path) == "-":
         return sys.stdin.buffer.read(files.MAX_INPUT_BYTES)
     return files.read(path)
+
+
+def policy_of(path: Path | None) -> str | None:
+    """A session policy without its white space, which counts against STS's limit of 2,048 characters.
+
+    Raises:
+        UsageError: of click: it is no JSON, or longer.
+    """
+    if path is None:
+        return None
+    try:
+        text = json.dumps(json.loads(read(path)), separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--policy {path}: expected JSON, got something else ({error})") from None
+    if len(text) > 2048:
+        raise click.UsageError(f"--policy {path}: expected at most 2048 characters without spaces, got {len(text)}")
+    return text
 
 
 def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,6 @@ import click
 
 from agent import bundle
 from agent.cli.inputs import NEW
-from agent.core.errors import HostError
 from agent.sender import files
 
 _SIGNING_KINDS: Final = {"ed25519": "Ed25519", "es256": "P-256"}
@@ -40,6 +39,8 @@ def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
     RFC 7638 thumbprint as `kid`. Give a worker's public key to those who seal for it. Give a sender's public key to the
     workers that shall accept its bundles. An `oct` key has no public half: whoever seals with it needs the same file.
     """
+    if public is not None and (public.parent.resolve(), public.name) == (out.parent.resolve(), out.name):
+        raise click.UsageError(f"--public {public}: expected another file than that of the private key")
     key: bundle.SigningKey | bundle.OpeningKey
     if kind in _SIGNING_KINDS:
         key = bundle.SigningKey.generate(_SIGNING_KINDS[kind])  # type: ignore[arg-type]  # the table's values
@@ -54,11 +55,13 @@ def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
         shown = {**key.public_jwk(), "kid": key.kid}
     line = json.dumps(shown, separators=(",", ":"))
     files.write(out, (json.dumps(private) + "\n").encode(), mode=files.PRIVATE, replace=force)
-    if public is not None:
-        try:
+    told = False
+    try:
+        if public is not None:
             files.write(public, (line + "\n").encode(), mode=files.PUBLIC, replace=True)
-        except HostError:
-            if not force:  # nobody has its public half, and the next attempt would not replace it
-                out.unlink(missing_ok=True)
-            raise
-    click.echo(line)
+            told = True
+        click.echo(line)
+    except BaseException:  # Ctrl-C, too
+        if not force and not told:  # nobody has its public half, and the next attempt would not replace it
+            out.unlink(missing_ok=True)
+        raise

@@ -5,7 +5,6 @@ The bundle, which can be piped, goes to stdout; messages for a person go to stde
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any, Final
 import click
 
 from agent import bundle
-from agent.cli.inputs import keys_in, read, variables_of
+from agent.cli.inputs import keys_in, policy_of, read, variables_of
 from agent.cli.seal_options import DOCUMENTS, EXAMPLES, HOW, WHAT, WHERE
 from agent.core.errors import AgentError
 from agent.core.model import Action, Cloud, OnExpiry
@@ -164,7 +163,7 @@ def _from_boto(given: dict[str, Any], now: datetime) -> Collected:
         role_arn=given["role_arn"],
         renew=aws.Renewal(given["renew_role"] or aws.Renewal.NONE),
         duration=given["duration"],
-        policy=_policy(given["policy"]),
+        policy=policy_of(given["policy"]),
         policy_arns=given["policy_arn"],
         external_id=given["external_id"],
         session_name=given["session_name"],
@@ -189,19 +188,6 @@ def _from_adc(given: dict[str, Any], now: datetime) -> Collected:
         **({"scopes": given["scope"]} if given["scope"] else {}),
     )
     return gcp.from_adc(options, now=now)
-
-
-def _policy(path: Path | None) -> str | None:
-    """A session policy without its white space, which counts against the limit of 2,048 characters."""
-    if path is None:
-        return None
-    try:
-        text = json.dumps(json.loads(read(path)), separators=(",", ":"))
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"--policy {path}: expected JSON, got something else ({error})") from None
-    if len(text) > 2048:
-        raise click.UsageError(f"--policy {path}: expected at most 2048 characters without spaces, got {len(text)}")
-    return text
 
 
 def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -> None:

@@ -234,6 +234,18 @@ def test_an_output_that_is_closed_is_no_failure(command: str, tmp_path: Path) ->
     assert closed.returncode != exits.EX_SOFTWARE
 
 
+@pytest.mark.parametrize("words", [("push", "-"), ("inspect", "-"), ("seal", "--signer", "-", "--recipient", "-")])
+def test_an_input_that_is_closed_is_empty(words: tuple[str, ...]) -> None:
+    """Whoever closes standard input (``<&-``) hears that nothing came, as with an empty file."""
+    command = ["sh", "-c", '"$@" <&-', "sh", sys.executable, "-m", "agent", *words]
+    closed = subprocess.run(command, capture_output=True, check=False, timeout=60, text=True)
+    empty = subprocess.run(
+        command[4:], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60, text=True
+    )
+    assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
+    assert closed.returncode in {exits.EX_USAGE, exits.EX_DATAERR}
+
+
 def test_a_locale_without_the_letters_is_no_failure(tmp_path: Path) -> None:
     """What others wrote is told to a terminal that does not know them."""
     endpoint = Endpoint(tmp_path)

@@ -22,14 +22,17 @@ from tests.unit.sender.support import laptop
         (["--ray", "nonsense"], "expected ray://HOST:PORT"),
         (["--ray", "ray://127.0.0.1:{port}"], "cannot connect"),
         (["--ray", "127.0.0.1:{port}"], "cannot connect"),
-        (["--ray", "127.0.0.1:99999"], "cannot connect"),
+        (["--ray", "127.0.0.1:99999"], "expected ray://HOST:PORT"),
+        (["--ssh", "w", "--policy", "policy.json"], "--policy policy.json: expected JSON"),
         (["--ssh", "-oProxyCommand=x", "--env", "A=b", "--no-aws", "--no-gcp"], "expected the name of a host"),
     ],
 )
 def test_what_cannot_be_begun_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, argv: list[str], said: str
 ) -> None:
-    """Two clusters or none, an address that is none, nobody who listens: 64, and ray is not even asked to connect."""
+    """Two clusters or none, an address that is none: 64. Nobody who listens: 69, and ray is not even asked to connect."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.json").write_bytes(b'{"Version": "\xe9"}')
     ray = ModuleType("ray")
     ray.is_initialized = lambda: False  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -39,7 +42,7 @@ def test_what_cannot_be_begun_is_one_line(
         with pytest.raises(SystemExit) as caught:
             main(["forward", *(one.replace("{port}", port) for one in argv)])
     told = capsys.readouterr().err
-    assert caught.value.code == 64
+    assert caught.value.code == (69 if said == "cannot connect" else 64)
     assert said in told
     assert "Traceback" not in told
 
@@ -51,7 +54,7 @@ def test_what_cannot_be_begun_is_one_line(
         (["http://127.0.0.1:{port}"], "expected tcp://HOST:PORT"),
         (["tcp://user@127.0.0.1:{port}"], "expected tcp://HOST:PORT"),
         (["tcp://127.0.0.1:{port}"], "cannot connect"),
-        (["127.0.0.1:99999"], "cannot connect"),
+        (["127.0.0.1:99999"], "expected tcp://HOST:PORT"),
         (["tcp://127.0.0.1:{port}", "--tls-ca", "bad.pem"], "are for tls://"),
         (["tls://127.0.0.1:{port}"], "needs --tls-ca and --tls-cert"),
         (["tls://127.0.0.1:{port}", "--tls-ca", "bad.pem"], "needs --tls-ca and --tls-cert"),
@@ -76,6 +79,6 @@ def test_a_dask_cluster_that_cannot_be_reached_so(
         with pytest.raises(SystemExit) as caught:
             main(["forward", "--dask", *(one.replace("{port}", port) for one in argv)])
     told = capsys.readouterr().err
-    assert caught.value.code == 64
+    assert caught.value.code == (69 if said == "cannot connect" else 64)
     assert said in told
     assert "Traceback" not in told

@@ -91,6 +91,15 @@ class Desk:
         return asyncio.run(keyring.open(sealed, trust=trust, audiences=audiences, now=datetime.now(UTC)))
 
 
+def to_full(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a full disk below its standard output."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
+        return subprocess.run(
+            [sys.executable, "-m", "agent", *argv],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+
 @pytest.fixture
 def desk(tmp_path: Path, capsysbinary: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
     made = Desk(tmp_path, capsysbinary, monkeypatch)
@@ -125,6 +134,12 @@ def test_keygen_leaves_no_key_whose_public_half_nobody_has(desk: Desk) -> None:
     failed = desk.run("keygen", "--out", desk.path("k"), "--public", desk.path("no/such/place"))
     assert failed.code == 71
     assert not desk.path("k").exists()
+    full = to_full("keygen", "--out", str(desk.path("k")))
+    assert full.returncode == 74
+    assert not desk.path("k").exists()
+    same = desk.run("keygen", "--out", desk.path("k"), "--public", desk.path("me.jwk").parent / "." / "k")
+    assert (same.code, desk.path("k").exists()) == (64, False)
+    assert "another file" in same.err
     desk.ok("keygen", "--out", desk.path("k"), "--public", desk.path("p"))
 
 
@@ -191,12 +206,8 @@ def test_seal_writes_through_a_pipe(desk: Desk) -> None:
 
 def test_seal_says_that_its_output_cannot_be_written(desk: Desk) -> None:
     """A full disk below stdout is one line and EX_IOERR."""
-    command = [sys.executable, "-m", "agent", "seal", "--withdraw", "--signer", str(desk.path("me.jwk"))]
-    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
-        done = subprocess.run(
-            [*command, "--recipient", str(desk.path("worker.pub"))],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
-        )  # fmt: skip
+    signer, recipient = str(desk.path("me.jwk")), str(desk.path("worker.pub"))
+    done = to_full("seal", "--withdraw", "--signer", signer, "--recipient", recipient)
     assert done.returncode == 74
     assert done.stderr.splitlines()[-1] == "credential-agent: stdout: cannot be written: no space left on device"
     assert "Traceback" not in done.stderr
