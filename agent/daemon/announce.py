@@ -10,57 +10,35 @@ in that: where our key stood is handed over, with which one it was.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import HostError, UpstreamError
+from agent.core.text import os_reason
+from agent.daemon.unending import unending
 from agent.host.files import read_plain, write_atomic
+from agent.upstream import GceMetadata, by_gce
 from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
 LOOK_SECONDS: Final = 30.0
 TICK_SECONDS: Final = 2.0
 _MAX_BYTES: Final = 1 << 16
+_NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_SOMETHING: Final = frozenset({errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENXIO})
+"""What the system says of a place that another has: a file closed to us, no plain file, a link to itself, a socket. Any
+other error (no descriptor, no memory, a disk that fails) says nothing of what stands there."""
 OVERWRITTEN_HINT: Final = (
     "who sealed to this worker in between may have sealed to somebody else: find out who writes it "
     "(the project's compute.instances permissions, root on this machine), and revoke what was sent"
 )
-
-
-class Answer(Protocol):
-    """An answer of the real metadata server."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-
-    @property
-    def body(self) -> bytes:
-        """The whole body."""
-
-    @property
-    def pause_seconds(self) -> float:
-        """For how long it asks not to be asked again."""
-
-
-class MetadataServer(Protocol):
-    """The real GCE metadata server (:class:`agent.upstream.GceMetadata`)."""
-
-    async def request(
-        self,
-        method: str,
-        path_qs: str,
-        headers: Sequence[tuple[str, str]] = ...,
-        body: bytes | None = None,
-        *,
-        max_bytes: int | None = None,
-    ) -> Answer:
-        """Ask; raises :class:`UpstreamError` when there is no usable answer."""
 
 
 class Announcer:
@@ -82,7 +60,7 @@ class Announcer:
     def __init__(
         self,
         clock: Clock,
-        gce: MetadataServer | None,
+        gce: GceMetadata | None,
         *,
         needed: Callable[[], object],
         stood: Mapping[str, str] = {},
@@ -105,6 +83,9 @@ class Announcer:
 
     async def run(self, entry: config.EphemeralKey, public: bytes) -> None:
         """Publish, look, and publish again, until cancelled."""
+        await unending(partial(self._keep, entry, public), work="publishing a key", clock=self._clock)
+
+    async def _keep(self, entry: config.EphemeralKey, public: bytes) -> None:
         seen = self._needed()
         look_at = 0.0
         wait = 1.0
@@ -123,29 +104,30 @@ class Announcer:
     async def _file(self, path: Path, wanted: bytes) -> bool:
         name = str(path)
 
-        def read() -> bytes | None:
-            try:
-                return read_plain(path, _MAX_BYTES)
-            except OSError:
-                return None
-
-        found = await asyncio.to_thread(read)
-        if found == wanted:
+        try:
+            is_ours, something = await asyncio.to_thread(read_plain, path, _MAX_BYTES) == wanted, True
+        except OSError as error:
+            if error.errno not in _NOTHING | _SOMETHING:
+                return self._failed(name, f"{path}: what stands there cannot be read: {os_reason(error)}")
+            is_ours, something = False, error.errno in _SOMETHING
+        if is_ours:
             return self._published(name, wanted)
-        self._notice(name, wanted, something=found is not None)
+        self._notice(name, wanted, something=something)
         try:
             await asyncio.to_thread(write_atomic, path, wanted, mode=0o644)
         except HostError as error:
             return self._failed(name, error.message)
+        except OSError as error:  # no thread is to be had
+            return self._failed(name, f"{path}: cannot be written: {os_reason(error)}")
         return self._published(name, wanted)
 
-    async def _attribute(self, gce: MetadataServer, name: str, wanted: bytes) -> bool:
+    async def _attribute(self, gce: GceMetadata, name: str, wanted: bytes) -> bool:
         path = GCE_GUEST_ATTRIBUTES + name
         try:
             found = await gce.request("GET", path, (), max_bytes=_MAX_BYTES)
             if found.status == 200 and found.body.strip() == wanted:
                 return self._published(name, wanted)
-            if found.status in {200, 404}:
+            if found.status in {200, 404} and by_gce(found):  # else a filter may stand in the server's place
                 self._notice(name, wanted, something=found.status == 200)
             if found.status not in {200, 404} and (pause := found.pause_seconds):
                 self._pause_seconds = pause

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from agent.config import EphemeralKey
+from agent.daemon import announce
 from agent.daemon.announce import LOOK_SECONDS, Announcer
 from agent.upstream import GceMetadata, Upstream, UpstreamSettings
 from tests.fakes.clock import FakeClock
@@ -217,3 +220,54 @@ async def test_a_file_likewise(tmp_path: Path) -> None:
         await published.clock.advance(LOOK_SECONDS + 1)
         await until(is_ours)
         assert published.announcer.overwritten == 1
+
+
+@looped
+@pytest.mark.parametrize(
+    ("error", "alarms"),
+    [
+        (OSError(errno.EMFILE, ""), 0),
+        (OSError(errno.ENOMEM, ""), 0),
+        (OSError(errno.EIO, ""), 0),
+        (OSError(errno.EAGAIN, ""), 0),
+        (RuntimeError("can't start new thread"), 0),
+        (MemoryError(), 0),
+        (OSError(errno.ENOENT, ""), 1),
+        (OSError(errno.EACCES, ""), 1),
+        (OSError(errno.EINVAL, ""), 1),
+    ],
+    ids=repr,
+)
+async def test_a_failure_to_look_is_no_word_about_what_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, alarms: int
+) -> None:
+    """Where a key's file cannot be read for want of something, nobody is said to have overwritten it; and it is read again."""
+    path, looks = tmp_path / "key.jwk", []
+
+    def reading(*_: object) -> bytes:
+        looks.append(1)
+        if len(looks) == 2:
+            raise error
+        return path.read_bytes() if path.exists() else b""
+
+    monkeypatch.setattr(announce, "read_plain", reading)
+    with capture_logs():
+        async with publishing(EphemeralKey(publish_file=str(path))) as published:
+            await until(lambda: published.announcer.state.get(str(path)) == "published")
+            async with asyncio.timeout(10):
+                while len(looks) < 3:
+                    await published.clock.advance(LOOK_SECONDS + 1)
+                    await asyncio.sleep(0)
+            assert published.announcer.overwritten == alarms
+            assert published.announcer.state == {str(path): "published"}
+
+
+@looped
+async def test_a_filter_in_the_servers_place_overwrites_nothing() -> None:
+    """A 404 without the metadata server's mark does not say that the key is gone."""
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        published.server.inject(Fault(prefix=PATH, status=404))
+        await published.clock.advance(LOOK_SECONDS + 1)
+        await published.asked(3)
+        assert published.announcer.overwritten == 0
