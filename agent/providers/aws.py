@@ -266,6 +266,8 @@ class AwsMint:
         if not isinstance(account, str) or not isinstance(arn, str):
             raise broken(operation, answer.server_time)
         if expect.account_id not in {None, account} or not (expect.arn is None or same_identity(expect.arn, arn)):
+            if account_of(arn) != account:
+                raise broken(operation, answer.server_time)
             raise Denied(
                 f"the new credential is {arn}, expected {expect.arn or f'account {expect.account_id}'}",
                 hint="the one served before is kept; correct the grant or what it expects",

@@ -47,7 +47,7 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         UpstreamError: it did not answer, or not sensibly: ask again.
     """
     try:
-        answer = await ec2.request("GET", names.EC2_IDENTITY_PATH)
+        answer = ec2.own(await ec2.request("GET", names.EC2_IDENTITY_PATH), names.EC2_IDENTITY_PATH)
         if answer.status == 200:
             identity = ec2_wire.parse_identity(answer.body)
         elif answer.status == 404:

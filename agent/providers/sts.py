@@ -13,7 +13,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -182,15 +182,27 @@ def _parse(operation: str, answer: UpstreamResponse) -> dict[str, Any]:
         "headers": {name.lower(): value for name, value in answer.headers.items()},
         "body": answer.body,
     }
+    shape = _operation(operation).output_shape
     try:
-        parsed: dict[str, Any] = _parser().parse(envelope, _operation(operation).output_shape)
+        parsed = _parser().parse(envelope, shape)
     except (ResponseParserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError):
         # botocore's parser has no single way to fail; whatever it trips over is not STS's XML (a proxy's page, say).
         # A time it cannot hold is a RuntimeError there.
-        if answer.status == 200:
-            raise broken(operation, answer.date) from None
-        return {}
-    return parsed
+        parsed = None
+    if answer.status == 200:
+        if not _fits(parsed, shape):
+            raise broken(operation, answer.date)
+        return cast("dict[str, Any]", parsed)
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get("Error"), dict) else {}
+
+
+def _fits(parsed: object, shape: Any) -> bool:
+    """Whether that is of the type that the model says: the parser makes a list of any element that is there twice."""
+    if shape.type_name != "structure":
+        return not isinstance(parsed, dict | list)  # no result that we ask for has either
+    return isinstance(parsed, dict) and all(
+        _fits(parsed[name], member) for name, member in shape.members.items() if name in parsed
+    )
 
 
 def _refusal(

@@ -20,7 +20,7 @@ from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
 from agent.providers.refusals import from_upstream, refusal
 from agent.providers.remote import AllowList
-from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
+from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError, by_gce
 from agent.wire.names import ENROL_AUDIENCE_PREFIX, GCE_IDENTITY_PATH
 
 #: ``WebIdentityToken`` of ``sts:AssumeRoleWithWebIdentity`` is at most 20,000 characters.
@@ -140,6 +140,14 @@ async def ask_gce_identity(gce: GceMetadata, audience: str) -> tuple[Secret, dat
         raise from_upstream(error, doing) from None
     if answer.status == 200:
         return _token(answer.body), answer.date
+    if answer.status < 500 and not by_gce(answer):
+        # Also where a host leaves the mark out of its errors: "not found" would be taken for good.
+        raise Transient(
+            f"{doing}: status {answer.status} without the metadata server's mark",
+            code="stranger",
+            server_time=answer.date,
+            pause_seconds=answer.pause_seconds,
+        )
     if answer.status == 404:
         raise Denied(f"{doing}: this instance has no service account", code="unsupported", server_time=answer.date)
     raise refusal(answer)(

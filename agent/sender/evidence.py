@@ -11,18 +11,18 @@ certificates once in five minutes.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from agent import enrol
 from agent.core import jwt
 from agent.core.errors import EvidenceError
 from agent.core.google import ACCOUNTS_HOST, ACCOUNTS_ORIGIN
 from agent.core.model import Cloud
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.enrol import AwsSts, AwsWebIdentity, Enrolment, GcpIdentity, Machine, Policy
 from agent.sender.https import LARGEST_ANSWER, Answer, Https
 
@@ -123,7 +123,7 @@ class Verifier:
         status, headers, body = self._post(self._sts_url or f"https://{request.host}/", request.headers)
         answer = _parsed(status, headers, body)
         if status != 200:
-            code = str(answer.get("Error", {}).get("Code", f"status {status}"))[:60]
+            code = str(answer["Error"].get("Code", f"status {status}"))[:60]
             passing = status >= 500 or status == 429 or code in _PASSING
             raise EvidenceError(
                 f"aws-sts: sts does not confirm it: {code if code.isprintable() else status}",
@@ -165,8 +165,12 @@ class Verifier:
         issuer = _unverified(evidence.token).get("iss")
         if not isinstance(issuer, str) or not _ISSUER.match(issuer):
             raise EvidenceError("aws-web-identity: the issuer is not one of aws", code="token")
+        document = self._documents.get(f"{issuer}/.well-known/jwks.json")
         try:
-            keys = KeySet.import_key_set(json.loads(self._documents.get(f"{issuer}/.well-known/jwks.json")))
+            keys = KeySet.import_key_set(decode(document))
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError):
+            raise EvidenceError("aws-web-identity: the issuer's keys cannot be read", code="unavailable") from None
+        try:
             claims = jose.decode(evidence.token, keys, algorithms=["RS256", "ES384"]).claims
         except (JoseError, ValueError, TypeError, KeyError):
             raise EvidenceError("aws-web-identity: the signature is not the issuer's", code="token") from None
@@ -215,11 +219,16 @@ def _parsed(status: int, headers: Mapping[str, str], body: bytes) -> Mapping[str
     parser, shape = _reader()
     try:
         answer = parser.parse({"status_code": status, "headers": headers, "body": body}, shape)
-    except (ResponseParserError, LookupError, TypeError, AttributeError, ValueError):  # xml that is another document
-        answer = None
-    if not isinstance(answer, dict):
+    except (ResponseParserError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError):
+        answer = None  # xml that is another document, or has no end of nesting
+    said = isinstance(answer, dict) and (
+        isinstance(answer.get("Error"), dict)
+        if status != 200
+        else all(isinstance(answer.get(name), str) for name in ("Arn", "Account"))
+    )
+    if not said:
         raise EvidenceError("aws-sts: the answer is not from sts", code="unavailable")
-    return answer
+    return cast("Mapping[str, Any]", answer)
 
 
 @functools.cache
@@ -275,7 +284,7 @@ def _unverified(token: str) -> dict[str, Any]:
 
 
 class _Documents:
-    """Public keys, fetched once in a while, not once for each of ten thousand workers."""
+    """Public keys, fetched once in a while, not once for each of ten thousand workers; a page is none."""
 
     def __init__(self, get: Get, now: Callable[[], datetime]) -> None:
         self._fetch = get
@@ -291,7 +300,13 @@ class _Documents:
             if held is None or not held[0] <= now < held[0] + _KEYS_KEPT:
                 if len(self._held) >= 64:
                     self._held.clear()  # bounded: a stranger's token names the issuer
-                held = self._held[url] = (now, self._fetch(url))
+                data = self._fetch(url)
+                try:
+                    decode(data, dict[str, Any])
+                except NotThatShapeError:
+                    reason = f"{url.split('/')[2]} gives something else than the keys that it signs with"
+                    raise EvidenceError(reason, code="unavailable") from None
+                held = self._held[url] = (now, data)
             return held[1]
 
     def google_transport(self) -> Any:

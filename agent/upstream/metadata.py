@@ -174,6 +174,10 @@ class Ec2Metadata:
             if answer.status == 403:
                 raise await self._refusal(answer)
             if answer.status in {404, 405, 501}:
+                if self._is_ec2:
+                    raise _stranger(
+                        f"status {answer.status} for an ec2 metadata token, where ec2 has given one", answer
+                    )
                 if by_gce(answer):
                     raise OtherCloud("no ec2 metadata service: google's answers there", server_time=answer.date)
                 raise NotHere(
@@ -220,7 +224,7 @@ class GceMetadata:
 
     Error handling: :class:`NotHere` when an answer below 500 does not carry ``Metadata-Flavor: Google``: it comes
     from something else at that address. Some hosts leave it out of their errors (googleapis/gcp-metadata#657, GKE), so
-    once an answer carried it, a 4xx without it is believed.
+    once an answer carried it, a 4xx without it is handed on, and another answer is a stranger's.
     """
 
     def __init__(
@@ -260,7 +264,9 @@ class GceMetadata:
         )
         if by_gce(answer):
             self._flavored = True
-        elif answer.status < 400 or (answer.status < 500 and not self._flavored):
+        elif self._flavored and answer.status < 400:
+            raise _stranger("the gce metadata server is answered for by something else", answer)
+        elif answer.status < 500 and not self._flavored:
             raise _no_gce(answer)
         return answer
 

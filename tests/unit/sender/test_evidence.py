@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from agent.core.secret import Secret
 from agent.enrol import AwsSts, AwsWebIdentity, GcpIdentity, Machine, Missing, Policy
 from agent.sender.evidence import GOOGLE_CERTS_URL, Verifier
 from agent.upstream.sigv4 import SigningKeys
+from tests.fakes.bent import bent
 from tests.fakes.net import Answer, Asked, Fault
 from tests.fakes.sts import FakeSts, Weather
 from tests.unit.enrol.support import NONCE, THUMBPRINT, enrolment, signed
@@ -421,3 +423,42 @@ def test_a_token_that_somebody_else_signed_gets_nothing() -> None:
     with pytest.raises(EvidenceError) as caught:
         aws(token(STRANGER, **AWS_CLAIMS))
     assert caught.value.code == "token"
+
+
+class Told:
+    """Whoever vouches says ``body`` to everything."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.answer: tuple[int, dict[str, str], bytes] = (status, {}, body)
+
+    def exchange(self, *_: object) -> tuple[int, dict[str, str], bytes]:
+        return self.answer
+
+
+def test_whatever_those_who_vouch_answer_is_a_machine_or_a_told_refusal(world: World) -> None:
+    """An answer that is bent anywhere ends nothing, and one that is not theirs is no verdict."""
+    keys, ended = world.keys(), world.keys(seconds=-5)
+    fetched = json.dumps(KeySet([SIGNER]).as_dict(private=False)), json.dumps({"k1": CERTIFICATE})
+    vouched: list[tuple[enrol.Evidence, int, bytes]] = [
+        (AwsWebIdentity(token(**AWS_CLAIMS)), 200, fetched[0].encode()),
+        (GcpIdentity(token()), 200, fetched[1].encode()),
+    ]
+    for one in (keys, ended):
+        evidence = signed(keys=one, now=NOW)
+        body = urlencode([("Action", "GetCallerIdentity"), ("Version", "2011-06-15")]).encode()
+        headers = {name.lower(): value for name, value in evidence.headers.items()}
+        said = world.sts(Asked("POST", "/", headers, body, headers["host"]))
+        assert isinstance(said, Answer)
+        vouched.append((evidence, said.status, said.body))
+    assert [status for _, status, _ in vouched] == [200, 200, 200, 403]
+    pages = (b"", b"null", b"[]", b"<html>", b"<!DOCTYPE html><title>Sign in</title>")
+    for vouching, status, right in vouched:
+        for body in bent(right):
+            https: Any = Told(status, body)
+            verifier = Verifier(Policy(accounts=(ACCOUNT,), projects=("proj-one",)), https=https, now=lambda: NOW)
+            code = "none"
+            try:
+                verifier.verify(enrolment(evidence=(vouching,)))
+            except EvidenceError as error:
+                code = error.code
+            assert code == "unavailable" or body not in pages, (vouching, body)

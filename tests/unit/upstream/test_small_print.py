@@ -325,7 +325,10 @@ def test_what_is_no_session_token_is_not_sent_as_one(status: int, body: bytes, c
 @pytest.mark.parametrize("proved", [False, True])
 @pytest.mark.parametrize("status", [200, 302, 403, 404, 500, 503])
 def test_what_of_googles_is_believed_without_its_flavor(proved: bool, status: int) -> None:
-    """A server in trouble always; a refusal once it proved real; an answer never: it would be another's."""
+    """A server in trouble always; a refusal once it proved real; an answer never: it would be another's.
+
+    Once it proved real, another's answer does not say that it is not here.
+    """
     service = Service(*[said(headers=FLAVOR)] * proved, said(status))
     metadata = GceMetadata(cast(Upstream, service))
     if proved:
@@ -333,5 +336,6 @@ def test_what_of_googles_is_believed_without_its_flavor(proved: bool, status: in
     if status >= 500 or (proved and status >= 400):
         assert run(metadata.request("GET", "/x")).status == status
     else:
-        with pytest.raises(NotHere):
+        with pytest.raises(UpstreamError) as caught:
             run(metadata.request("GET", "/x"))
+        assert isinstance(caught.value, NotHere) is not proved
