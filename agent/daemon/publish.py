@@ -84,6 +84,16 @@ def _remove(path: Path) -> None:
         raise HostError(f"{path}: cannot be removed: {os_reason(error)}") from None
 
 
+async def _aside(what: Callable[..., None], path: Path, *more: object) -> None:
+    """Do it in a thread. For want of one, or of memory, it is not done, as on a disk that refuses: try again."""
+    try:
+        await asyncio.to_thread(what, path, *more)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
+    except MemoryError:
+        raise HostError(f"{path}: cannot be written: out of memory") from None
+
+
 class Publisher:
     """Keeps the files in step with the store.
 
@@ -292,12 +302,12 @@ class Publisher:
         trouble: HostError | None = None
         for path, data in contents.items():
             try:
-                await asyncio.to_thread(self._bring, path, (data, mode, gid))
+                await _aside(self._bring, path, (data, mode, gid))
             except HostError as error:
                 trouble = error  # one directory's; the others get their files all the same
         for path in self._left - contents.keys():
             # It holds a bundle's variables, which no withdrawal would purge from here on.
-            await asyncio.to_thread(_remove, path)
+            await _aside(_remove, path)
             self._left.discard(path)
         if trouble is not None:
             raise trouble

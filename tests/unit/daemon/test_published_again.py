@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,10 +25,11 @@ NEVER = 3600.0
 
 
 class Disk:
-    """Refuses to write, or to remove, while it is told to."""
+    """Refuses to write, or to remove, while it is told to; or the machine has no memory or thread for it."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
         self.refuses = False
+        self._error = HostError("no space left on device") if error is None else error
         self.refused = asyncio.Event()
         for name in ("write_atomic", "_remove"):
             patch.setattr(publish, name, self._asked(name, getattr(publish, name)))
@@ -39,7 +41,7 @@ class Disk:
             if self.refuses:
                 if name == "_remove":
                     loop.call_soon_threadsafe(self.refused.set)
-                raise HostError("no space left on device")
+                raise self._error
             return real(*args, **more)  # type: ignore[operator]
 
         return ask
@@ -92,15 +94,16 @@ def test_a_disk_that_is_full_keeps_no_secret_that_was_withdrawn(
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("error", [None, MemoryError(), BlockingIOError(errno.EAGAIN, "no thread")])
 def test_a_file_that_a_reload_moved_is_removed_as_soon_as_it_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    """It holds a bundle's variables: a disk that refuses once is asked again, without a word."""
+    """It holds a bundle's variables: a disk, or a machine, that refuses once is asked again, without a word."""
     monkeypatch.setattr(publish, "RETRY_SECONDS", 0.01)
     world = World(tmp_path)
 
     async def story() -> None:
-        disk = Disk(monkeypatch)
+        disk = Disk(monkeypatch, error)
         await taken(world)
         disk.refuses = True
         moved = settings(tmp_path, file=str(tmp_path / "elsewhere"))
