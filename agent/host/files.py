@@ -50,10 +50,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
         finally:
             os.close(descriptor)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
+        reason = os_reason(error) if isinstance(error, OSError) else "out of memory"
+        raise HostError(f"{path}: cannot be written: {reason}") from None
     sync_directory(path.parent)
 
 

@@ -131,14 +131,14 @@ def test_a_directory_that_is_not_ours_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("error", [*map(OSError, (errno.ENOSPC, errno.EIO, errno.EROFS), ["no"] * 3), MemoryError()])
 def test_an_error_at_any_step_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
 ) -> None:
-    """Whichever system call fails, the old content stays whole and nothing is left beside it."""
+    """Whichever system call fails, or for want of memory, the old content stays whole, and nothing is beside it."""
     (tmp_path / "f").write_bytes(b"old")
     with monkeypatch.context() as patch:
-        break_step(patch, step, OSError(number, os.strerror(number)))
+        break_step(patch, step, error)
         with pytest.raises(HostError, match="cannot be written") as raised:
             write_atomic(tmp_path / "f", b"s3cret", mode=0o600)
 
