@@ -13,6 +13,7 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.host.tools import call
 
+_SECONDS: Final = 5.0  # whoever holds the rules asks, and must not be held up
 ALIAS4: Final = "169.254.171.2"
 ALIAS6: Final = "fd6c:9e1f:25b2::2"
 
@@ -27,13 +28,15 @@ def set_aliases(*, present: bool, ipv6: bool = True) -> None:
     """
     for family, address, length in (("-4", ALIAS4, 32), ("-6", ALIAS6, 128)):
         try:
-            there = address in call("ip", ["-o", family, "address", "show", "dev", "lo"])
+            said = call("ip", ["-o", family, "address", "show", "dev", "lo"], seconds=_SECONDS)
+            there = address in {word.partition("/")[0] for word in said.split()}
             if present and not there and (ipv6 or family == "-4"):
                 # nodad: an address of loopback has no neighbours to ask, and must be usable at once.
                 nodad = ["nodad"] if family == "-6" else []
-                call("ip", [family, "address", "add", f"{address}/{length}", "dev", "lo", "scope", "host", *nodad])
+                scope = ["dev", "lo", "scope", "host", *nodad]
+                call("ip", [family, "address", "add", f"{address}/{length}", *scope], seconds=_SECONDS)
             elif there and not present:
-                call("ip", [family, "address", "del", f"{address}/{length}", "dev", "lo"])
+                call("ip", [family, "address", "del", f"{address}/{length}", "dev", "lo"], seconds=_SECONDS)
         except HostError:
             if family == "-4" or not ipv6_is_off():
                 raise

@@ -265,6 +265,27 @@ for _ in range(2):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: has addresses in a network namespace of its own")
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip (apt-get install iproute2)")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
+def test_an_address_that_begins_like_ours_is_not_ours() -> None:
+    """Somebody's 169.254.171.20 on the loopback interface: containers are led to 169.254.171.2, which must be there."""
+    code = """
+import subprocess
+from agent.host import aliases
+for address in ("169.254.171.20/32", "fd6c:9e1f:25b2::2a/128"):
+    subprocess.run(["ip", "address", "add", address, "dev", "lo"], check=True)
+for present in (True, True, False):
+    aliases.set_aliases(present=present)
+    said = subprocess.run(["ip", "address", "show", "dev", "lo"], check=True, capture_output=True, text=True).stdout
+    assert [f" {address}/" in said for address in (aliases.ALIAS4, aliases.ALIAS6)] == [present] * 2, said
+    assert "169.254.171.20/32" in said and "fd6c:9e1f:25b2::2a/128" in said
+"""
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 WHO = """
 import os, socket, subprocess
 from agent.host import nft
