@@ -119,6 +119,11 @@ def test_who_answers_workers_sees_nothing_of_the_machine() -> None:
     assert lines(SERVE, "KillMode") == ["mixed"]
 
 
+def test_a_child_of_who_holds_the_rules_may_end_for_its_memory() -> None:
+    """Systemd would stop the unit for it, and a stop refuses every worker."""
+    assert lines(REDIRECT, "OOMPolicy") == ["continue"]
+
+
 def test_nothing_is_given_up() -> None:
     """However often something does not start, fails or is asked, it is tried again; whatever ends is begun again."""
     for unit in (*SERVICES, *SOCKETS):
