@@ -16,11 +16,23 @@ from agent.host import aliases, lasting, nft, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
+from agent.host.tools import KilledError, LateError
 
-#: It is there while the second copy is loaded, and when a process has not come out of that: then the next goes without.
-OWNING_FILE: Final = "owning"
+#: The first is there while the second copy is loaded, and when a process has not come out of that. So is the second
+#: then while its successor tries once more, since whatever ends a process may have ended it just there. Where that
+#: does not come out of it either, the next goes without.
+OWNING_FILES: Final = ("owning", "owning-again")
 _HANDOVER: Final = "handover"
 HAND_OVER_SECONDS: Final = 3.0
+LOAD_SECONDS: Final = 10.0
+"""For all scripts of one load together, and then :data:`STEP_SECONDS` for each thing that is left to do: where ``nft``
+hangs the sum stays far below the unit's ``WatchdogSec=``, and workers are refused in some other way before that."""
+STEP_SECONDS: Final = 2.0
+_UNIT_SECONDS: Final = 10.0
+_MOST_DOUBTS: Final = 3
+# What a closed table leaves to those who led before it. (The rest of that table refuses, root's jobs in slices too.)
+_LEADING: Final = ("lead_output", "lead_forwarded")
+_NO_ANSWER: Final = (CrashedError, KilledError, LateError)
 
 
 class Rules:
@@ -32,22 +44,26 @@ class Rules:
         reporter: reports what the kernel does not take.
 
     Attributes:
-        lacking: what the rules in force do without, in words, because this kernel does not take it.
         why: the reason why the rules last loaded are not in force; ``None``: it is.
+        closed: whether what is in force refuses workers; ``None``: that cannot be told, since nothing could be loaded,
+            or what was to load it did not say how that ended.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._owner: ownership.Connection | None = None
-        self._owning = reporter.directory / OWNING_FILE
+        self._owning = tuple(reporter.directory / name for name in OWNING_FILES)
         self._crashed = False
         self._expected: tuple[str, ...] = ()
-        self.lacking: tuple[str, ...] = ()
+        self._held, self._doubts, self._until = False, 0, 0.0
+        self._left_out: tuple[str, ...] = ()
+        self._notes: dict[str, str] = {}
         self.why: str | None = None
+        self.closed: bool | None = None
 
     def connect(self) -> None:
         """Connect to the kernel; the tables of the second copy live as long as the connection."""
-        self._crashed = os.path.lexists(self._owning)
+        self._crashed = all(map(os.path.lexists, self._owning))
         try:
             self._owner = ownership.Connection()
         except HostError as error:
@@ -58,22 +74,29 @@ class Rules:
         try:
             if not systemctl.is_active(systemctl.WATCH):
                 return
-            nft.run(f"add chain {nft.CLOSED} {_HANDOVER}\n")  # what that unit listens for
-            until = time.monotonic() + HAND_OVER_SECONDS
-            while nft.show(nft.KEPT) is None and time.monotonic() < until:
-                time.sleep(0.02)
-            nft.run(f"delete chain {nft.CLOSED} {_HANDOVER}\n")
+            nft.run(f"add chain {nft.CLOSED} {_HANDOVER}\n", seconds=STEP_SECONDS)  # what that unit listens for
+            try:
+                until = time.monotonic() + HAND_OVER_SECONDS
+                while nft.show(nft.KEPT, seconds=STEP_SECONDS) is None and time.monotonic() < until:
+                    time.sleep(0.02)
+            finally:
+                nft.run(f"delete chain {nft.CLOSED} {_HANDOVER}\n", seconds=STEP_SECONDS)
         except HostError as error:
             self._reporter.say("handover", f"{error}: a flush opens for a moment from now on")
 
     def end(self) -> None:
         """An orderly end: nothing crashed."""
-        self._owning.unlink(missing_ok=True)
+        self._forget_owning()
 
     @property
     def held(self) -> bool:
         """Whether the second copy was there when the rules were loaded."""
-        return self._owner is not None and bool(self._expected and self._expected[1])
+        return self._owner is not None and self._held
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What the rules in force do without, in words: what this kernel or this machine does not take."""
+        return (*self._left_out, *self._notes.values())
 
     def load(self, plan: Plan | None, *, closed: bool, in_force: bool) -> bool:
         """Load whichever of the plan's scripts the kernel takes; else leave what is there, or close.
@@ -86,18 +109,34 @@ class Rules:
         Returns:
             Whether the kernel took one.
         """
+        self._until = time.monotonic() + LOAD_SECONDS
         if self._owner is None:
             self.connect()  # libnftables may have been installed since
-        scripts = _refusals() if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
+        scripts = self._refusals() if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
         lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
-        taken = self._load_one_of(scripts, lacking)
+        taken = self._load_one_of(scripts, lacking, closed=closed or plan is None)
         if not taken and (closed or plan is None or not in_force):
-            self._refuse()
+            self._refuse([] if plan is None else self._refusals())
         if plan is not None:
             self.set_aliases(ipv6=plan["ipv6"])
-        self._expected = self._listing() or ()
+        self._expect((nft.CLOSED,) if plan is None else (nft.TABLE, nft.CLOSED), taken=taken)
         self.give_way_back()
         return taken
+
+    def _expect(self, tables: tuple[str, ...], *, taken: bool) -> None:
+        """From now on the kernel is to have what it has; not where a table is gone already that it has just taken.
+
+        Somebody flushed it meanwhile: the next look finds that, and puts it back. (Not without end: a list may lack
+        what is there.)
+        """
+        found = self._listing() or ()
+        there = set(found)
+        if self._owner is not None:  # the first copies are the first and the third
+            there = {name for name, text in zip((nft.TABLE, nft.CLOSED), found[::2], strict=False) if text}
+        self._held = self._owner is not None and any(found[1:2])
+        is_gone = taken and not there.issuperset(tables)
+        self._doubts = self._doubts + 1 if is_gone else 0
+        self._expected = ("", "") if is_gone and self._doubts <= _MOST_DOUBTS else found
 
     def give_way_back(self) -> None:
         """Where nothing could be loaded at first, workers have no route: they do again once something is in force."""
@@ -111,6 +150,7 @@ class Rules:
 
     def are_intact(self) -> bool:
         """Whether the kernel has what it had after the last load, and nothing was added to it; true in doubt."""
+        self._until = time.monotonic() + LOAD_SECONDS
         found = self._listing()
         return found is None or found == self._expected
 
@@ -119,24 +159,32 @@ class Rules:
         try:
             aliases.set_aliases(present=True, ipv6=ipv6)
         except HostError as error:
-            self._reporter.say("addresses", f"containers cannot be led: {error}")
+            self._notes["addresses"] = f"containers cannot be led: {error}"
         else:
-            self._reporter.say("addresses", None)
+            self._notes.pop("addresses", None)
+        self._reporter.say("addresses", self._notes.get("addresses"))
 
-    def _load_one_of(self, scripts: list[str], lacking: list[str]) -> bool:
+    def _left(self) -> float:
+        """How many seconds the next step may take."""
+        return max(STEP_SECONDS, self._until - time.monotonic())
+
+    def _load_one_of(self, scripts: list[str], lacking: list[str], *, closed: bool) -> bool:
         why, crashed = "", []
         for number, script in enumerate(scripts):
             try:
                 self._load(script)
             except HostError as error:
                 why = str(error)
+                self._doubt(error, closed=closed)
                 if isinstance(error, CrashedError):
                     crashed.append(f"rules {number + 1} of {len(scripts)} are left out: {error}")
+                if time.monotonic() >= self._until:
+                    break  # it hangs, and would on the next ones too
             else:
                 self._reporter.say("kernel", None)
-                self.why = None
-                self.lacking = tuple(filter(None, [*lacking[number : number + 1], *crashed]))
-                self._reporter.say("lacking", "; ".join(self.lacking) or None)
+                self.why, self.closed = None, closed
+                self._left_out = tuple(filter(None, [*lacking[number : number + 1], *crashed]))
+                self._reporter.say("lacking", "; ".join(self._left_out) or None)
                 return True
         self.why = f"the kernel does not take the rules: {why}"
         if (self._reporter.directory / unroutable.MARK).exists():
@@ -144,11 +192,16 @@ class Rules:
         self._reporter.say("kernel", self.why)
         return False
 
+    def _doubt(self, error: HostError, *, closed: bool) -> None:
+        """What did not say how it ended may have done it: what is in force is known only if both would do the same."""
+        if self.closed is not closed and isinstance(error, _NO_ANSWER):
+            self.closed = None
+
     def _load(self, script: str) -> None:
         if self._owner is None:
-            nft.run(script)
+            nft.run(script, seconds=self._left())
             return
-        ownership.run_apart(script)
+        ownership.run_apart(script, seconds=self._left())
         try:
             self._own(script, self._owner)
         except HostError as error:
@@ -158,6 +211,7 @@ class Rules:
             self._owner = None  # one that is closed must not be used: the library would crash
             self.connect()
         else:
+            self._notes.pop("owner", None)
             self._reporter.say("owner", None)
         ownership.give_back()
 
@@ -166,32 +220,47 @@ class Rules:
         if self._crashed:
             raise CrashedError(f"{ownership.LIBRARY} crashed on them before")
         # (Of another name: those that this process owns no other may even pretend to change.)
-        ownership.run_apart(nft.held(script, "_rehearsed"), rehearsal=True)
+        ownership.run_apart(nft.held(script, "_rehearsed"), rehearsal=True, seconds=self._left())
+        first, again = self._owning
         with contextlib.suppress(OSError):
-            self._owning.touch()
+            (again if os.path.lexists(first) else first).touch()
         try:
             owner.run(nft.held(script))
         finally:
-            self._owning.unlink(missing_ok=True)
+            self._forget_owning()
 
-    def _refuse(self) -> None:
+    def _forget_owning(self) -> None:
+        for file in self._owning:
+            file.unlink(missing_ok=True)
+
+    def _refuse(self, scripts: list[str]) -> None:
         """Have at least the closed table; where even that cannot be loaded, and is not there, no way at all."""
-        for script in _refusals():
-            with contextlib.suppress(HostError):
+        for script in scripts:
+            try:
                 self._load(script)
+            except HostError as error:
+                self._doubt(error, closed=True)
+            else:
+                self.closed = True
                 return
         try:
-            there = "reject" in (nft.show(nft.CLOSED) or "")
+            there = "reject" in (nft.show(nft.CLOSED, seconds=self._left()) or "")
         except HostError:
             there = False
-        if not there and not (self._reporter.directory / unroutable.MARK).exists():
+        if there and not _leading(is_library=self._owner is not None, seconds=self._left()):
+            self.closed = True
+        mark = self._reporter.directory / unroutable.MARK
+        if not there and not mark.exists():
             with contextlib.suppress(HostError):
-                systemctl.restart("credential-agent-closed.service")
+                systemctl.restart("credential-agent-closed.service", seconds=_UNIT_SECONDS)
+        if mark.exists():
+            self.closed = True
 
     def _listing(self) -> tuple[str, ...] | None:
         """The tables as they are, or, without the library, which there are; ``None``: it cannot be told."""
         try:
-            found = ownership.listing() if self._owner is not None else _there()
+            seconds = self._left()
+            found = ownership.listing(seconds=seconds) if self._owner is not None else _there(seconds)
         except HostError as error:
             self._reporter.say("listing", f"{error}: changes of the rules are not seen")
             return None
@@ -199,14 +268,34 @@ class Rules:
         return found
 
     def _unheld(self, error: HostError) -> None:
-        self._reporter.say("owner", f"{error}: rules can be watched, and not held")
+        said = f"{error}: rules can be watched, and not held"
+        self._reporter.say("owner", said)
+        if isinstance(error, CrashedError):
+            self._notes["owner"] = said
+
+    def _refusals(self) -> list[str]:
+        """The closed table, with the system users who were workers before; without, where the kernel has them already.
+
+        Where somebody is led, by our rules or by those of a process before us, nobody is any more.
+        """
+        before = lasting.read()
+        end = ""
+        if names := _leading(is_library=self._owner is not None, seconds=self._left()):
+            chains = "".join(f"\tchain {name} {{ }}\n" for name in names)  # in the second copy they are not
+            end = f"table {nft.TABLE} {{\n{chains}}}\n"
+            end += "".join(f"flush chain {nft.TABLE} {name}\n" for name in names)
+        texts = [nft.refusal(before), nft.refusal()] if before else [nft.refusal()]
+        return [text + end for text in texts]
 
 
-def _there() -> tuple[str, ...]:
-    return tuple(table for table in (nft.TABLE, nft.CLOSED) if nft.show(table) is not None)
+def _leading(*, is_library: bool, seconds: float) -> tuple[str, ...]:
+    """Which chains of the kernel's lead somebody, in either copy; all in doubt."""
+    try:
+        text = "".join(ownership.listing(seconds=seconds)[:2]) if is_library else nft.show(seconds=seconds) or ""
+    except HostError:
+        return _LEADING
+    return tuple(name for name in _LEADING if f"chain {name} {{" in text)
 
 
-def _refusals() -> list[str]:
-    """The closed table, with the system users who were workers before; without, where the kernel has them already."""
-    before = lasting.read()
-    return [nft.refusal(before), nft.refusal()] if before else [nft.refusal()]
+def _there(seconds: float) -> tuple[str, ...]:
+    return tuple(table for table in (nft.TABLE, nft.CLOSED) if nft.show(table, seconds=seconds) is not None)

@@ -29,7 +29,7 @@ from agent.core.errors import HostError
 from agent.host import aliases, ranges
 from agent.host.bounds import ADDRESS_TYPE, Bounds, bounded
 from agent.host.nft_text import chain, elements, set_
-from agent.host.tools import call
+from agent.host.tools import TIMEOUT_SECONDS, call
 from agent.wire import names
 
 TABLE: Final = "inet credential_agent"
@@ -382,25 +382,25 @@ def _listener(made: _Names) -> list[str]:
     ]
 
 
-def run(script: str) -> None:
-    """Hand a script to ``nft``: all of it takes effect, or none.
+def run(script: str, *, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Hand a script to ``nft``: all of it takes effect, or none. It has so many seconds.
 
     Raises:
         HostError: nftables is missing, the kernel refused, or we may not.
     """
-    call("nft", ["-f", "-"], script)
+    call("nft", ["-f", "-"], script, seconds=seconds)
 
 
-def show(table: str = TABLE) -> str | None:
+def show(table: str = TABLE, *, seconds: float = TIMEOUT_SECONDS) -> str | None:
     """A table as the kernel has it, with its counters; ``None``: it is not there.
 
     Raises:
         HostError: nftables is missing, or we may not look.
     """
     # A missing table and a missing permission are one exit status: ask for the list of tables first.
-    if f"table {table}" not in call("nft", ["list", "tables"]).splitlines():
+    if f"table {table}" not in call("nft", ["list", "tables"], seconds=seconds).splitlines():
         return None
-    return call("nft", ["list", "table", *table.split()])
+    return call("nft", ["list", "table", *table.split()], seconds=seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

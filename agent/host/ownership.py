@@ -18,7 +18,7 @@ from typing import Final
 
 from agent.core.errors import HostError
 from agent.host import nft
-from agent.host.apart import apart
+from agent.host.apart import SECONDS, apart
 
 _LIBRARY: Final = "libnftables.so.1"
 LIBRARY: Final = "libnftables"
@@ -85,24 +85,24 @@ class Connection:
         self._context = None
 
 
-def run_apart(script: str, *, rehearsal: bool = False) -> None:
-    """Run a script in a child, or only check it there.
+def run_apart(script: str, *, rehearsal: bool = False, seconds: float = SECONDS) -> None:
+    """Run a script in a child, or only check it there; it has so many seconds.
 
     Raises:
         CrashedError: the library crashed.
         HostError: the kernel refused.
     """
-    apart(lambda: Connection(rehearsal=rehearsal).run(script), what=LIBRARY)
+    apart(lambda: Connection(rehearsal=rehearsal).run(script), what=LIBRARY, seconds=seconds)
 
 
-def listing() -> tuple[str, ...]:
-    """Our tables as the kernel has them, for comparison; empty where one is not there.
+def listing(*, seconds: float = SECONDS) -> tuple[str, ...]:
+    """Our tables as the kernel has them, for comparison; empty where one is not there. It has so many seconds.
 
     Raises:
         CrashedError: the library crashed.
         HostError: there is none.
     """
-    return tuple(apart(_listing, what=LIBRARY).split("\0"))
+    return tuple(apart(_listing, what=LIBRARY, seconds=seconds).split("\0"))
 
 
 def _listing() -> str:

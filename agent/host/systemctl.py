@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host.tools import KilledError, call
+from agent.host.tools import TIMEOUT_SECONDS, KilledError, call
 
 WATCH: Final = "credential-agent-watch.service"
 _ASKED_TIMES: Final = 20
@@ -68,13 +68,13 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     return values
 
 
-def restart(unit: str) -> None:
-    """Have systemd restart a unit, or start it.
+def restart(unit: str, *, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Have systemd restart a unit, or start it; wait so many seconds at most.
 
     Raises:
         HostError: systemd does not answer, or the unit does not start.
     """
-    call("systemctl", ["restart", unit])
+    call("systemctl", ["restart", unit], seconds=seconds)
 
 
 def start_wanted(unit: str) -> None:
@@ -102,14 +102,15 @@ def runs() -> bool:
 
 
 def is_active(unit: str) -> bool:
-    """Whether a unit runs; ``False`` where there is no systemd.
+    """Whether a unit runs; ``False`` where there is no systemd. Waits five seconds at most.
 
     Raises:
         HostError: systemd does not answer.
     """
     if not runs():
         return False
-    return show(unit, "ActiveState").get("ActiveState") == "active"
+    said = call("systemctl", ["show", "--property=ActiveState", "--value", unit], seconds=5)
+    return said.strip() == "active"
 
 
 def is_restarting(unit: str) -> bool:

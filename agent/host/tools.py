@@ -20,6 +20,10 @@ class KilledError(HostError):
     """A signal ended the program."""
 
 
+class LateError(HostError):
+    """The program did not answer in time, and was ended: whether it has done what it was asked is not known."""
+
+
 class RefusedError(HostError):
     """The program has run, and its answer is no."""
 
@@ -28,7 +32,8 @@ def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: flo
     """Run a program, with ``text`` as its input; returns what it prints.
 
     Raises:
-        HostError: it is not there, cannot be run, or takes longer than ``seconds``.
+        HostError: it is not there, or cannot be run.
+        LateError: it takes longer than ``seconds``.
         RefusedError: it refuses.
         KilledError: a signal ended it.
     """
@@ -47,7 +52,7 @@ def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: flo
             env={"PATH": SEARCH, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise HostError(f"{program} {arguments[0]}: no answer within {seconds:.0f} s") from None
+        raise LateError(f"{program} {arguments[0]}: no answer within {seconds:.0f} s") from None
     except OSError as error:  # no process, descriptor or memory to be had just now
         raise HostError(f"{program}: cannot be run: {os_reason(error)}") from None
     if done.returncode != 0:

@@ -27,6 +27,7 @@ PREFERENCES: Final = (170, 169, 171)
 MARK: Final = "unroutable"
 WHY: Final = "workers have no way to the metadata service: nftables cannot be used on this machine"
 _MOST: Final = 100  # rules of one preference
+_SECONDS: Final = 5.0  # whoever holds the rules asks, and must not be held up
 
 
 def lift(mark: Path) -> None:
@@ -44,7 +45,7 @@ def lift(mark: Path) -> None:
         for preference in PREFERENCES:
             for _ in range(_MOST):
                 try:
-                    call("ip", [family, "rule", "del", "pref", str(preference)])
+                    call("ip", [family, "rule", "del", "pref", str(preference)], seconds=_SECONDS)
                 except RefusedError:  # none is left, most likely
                     break
     left = [rule for family in ("-4", "-6") for rule in _left(family)]
@@ -59,7 +60,7 @@ def lift(mark: Path) -> None:
 def _left(family: str) -> list[str]:
     """The rules that are there still: a refusal may have another reason than that there is none."""
     try:
-        shown = call("ip", [family, "rule", "show"]).splitlines()
+        shown = call("ip", [family, "rule", "show"], seconds=_SECONDS).splitlines()
     except RefusedError:  # a kernel without this family
         return []
     return [" ".join(rule.split()) for rule in shown if rule.partition(":")[0] in map(str, PREFERENCES)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ import pytest
 from agent.core.errors import HostError
 from agent.host import aliases, enforcing, lasting, nft, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
-from agent.host.enforcing import OWNING_FILE, Rules
+from agent.host.enforcing import OWNING_FILES, Rules
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
+from agent.host.tools import KilledError, LateError
 
 PLAN = cast(
     Plan,
@@ -27,6 +29,7 @@ class Kernel:
 
     Attributes:
         refuses: what it does not take.
+        errors: how it does not take other scripts.
         crashes: on what the library crashes.
         library: whether there is one.
         loaded: what it took, in order: ``own:`` before what a connection owns, ``try:`` before a rehearsal.
@@ -36,6 +39,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.refuses: set[str] = set()
+        self.errors: dict[str, HostError] = {}
         self.crashes: set[str] = set()
         self.library = True
         self.loaded: list[str] = []
@@ -46,6 +50,8 @@ class Kernel:
         self.connections: list[Connection] = []
 
     def take(self, how: str, script: str) -> None:
+        if script in self.errors:
+            raise self.errors[script]
         if script in self.crashes or how + script in self.crashes:
             raise CrashedError("libnftables crashed")
         if script in self.refuses or how + script in self.refuses:
@@ -58,12 +64,12 @@ class Kernel:
         self.connections.append(Connection(self))
         return self.connections[-1]
 
-    def listing(self) -> tuple[str, ...]:
+    def listing(self, *_: str, **__: float) -> tuple[str, ...]:
         if self.tables is None:
             raise HostError("no listing")
         return self.tables
 
-    def show(self, _table: str = nft.TABLE) -> str | None:
+    def show(self, _table: str = nft.TABLE, **_: float) -> str | None:
         return self.shown.pop(0) if self.shown else None
 
 
@@ -86,16 +92,16 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr(ownership, "Connection", made.connect)
     monkeypatch.setattr(
-        ownership, "run_apart", lambda script, *, rehearsal=False: made.take("try:" * rehearsal, script)
+        ownership, "run_apart", lambda script, *, rehearsal=False, **_: made.take("try:" * rehearsal, script)
     )
     monkeypatch.setattr(ownership, "listing", made.listing)
     monkeypatch.setattr(ownership, "give_back", lambda: None)
-    monkeypatch.setattr(nft, "run", lambda script: made.take("nft:", script))
+    monkeypatch.setattr(nft, "run", lambda script, **_: made.take("nft:", script))
     monkeypatch.setattr(nft, "show", made.show)
     monkeypatch.setattr(nft, "refusal", lambda uids=(): f"refusal{list(uids) or ''}")
     monkeypatch.setattr(nft, "held", lambda script, ending="": script)
     monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
-    monkeypatch.setattr(systemctl, "restart", made.restarted.append)
+    monkeypatch.setattr(systemctl, "restart", lambda unit, **_: made.restarted.append(unit))
     monkeypatch.setattr(systemctl, "is_active", lambda unit: unit in made.active)
     monkeypatch.setattr(lasting, "read", lambda: ())
     return made
@@ -176,7 +182,7 @@ def test_a_second_copy_that_cannot_be_is_none(
     assert rules.load(PLAN, closed=False, in_force=True)
     assert first(kernel) == ["closed", "full"]
     assert [connection.is_open for connection in kernel.connections] == [False, True]
-    assert not (tmp_path / OWNING_FILE).exists()
+    assert not (tmp_path / OWNING_FILES[0]).exists()
     kernel.refuses.clear()
     kernel.crashes.clear()
     assert rules.load(PLAN, closed=False, in_force=True)
@@ -196,33 +202,46 @@ def test_a_connection_that_was_let_go_is_not_used_again(kernel: Kernel, rules: R
 def test_a_process_that_crashed_on_the_second_copy_is_followed_by_one_without(
     kernel: Kernel, rules: Rules, tmp_path: Path
 ) -> None:
-    """Else each of its successors would; an orderly end forgets it."""
-    (tmp_path / OWNING_FILE).touch()
+    """Once it is tried again: what ends a process may have ended it just then (SIGKILL). An orderly end forgets it."""
+    (tmp_path / OWNING_FILES[0]).touch()
     rules.connect()
-    assert rules.load(PLAN, closed=False, in_force=False)
+    (tmp_path / OWNING_FILES[1]).touch()
+    again = Rules(Reporter(tmp_path, None))
+    again.connect()
+    assert again.load(PLAN, closed=False, in_force=False)
     assert kernel.loaded == ["full"]
+    assert "crashed on them before" in again.lacking[0]
+    kernel.loaded.clear()
+    assert rules.load(PLAN, closed=False, in_force=False)
+    assert kernel.loaded == ["full", "try:full", "own:full"]
+    assert not any((tmp_path / name).exists() for name in OWNING_FILES)
+    kernel.loaded.clear()
+    (tmp_path / OWNING_FILES[0]).touch()
     rules.end()
     rules.connect()
     assert rules.load(PLAN, closed=False, in_force=True)
-    assert kernel.loaded[1:] == ["full", "try:full", "own:full"]
+    assert kernel.loaded == ["full", "try:full", "own:full"]
 
 
+@pytest.mark.parametrize("before", [0, 1])
 def test_the_mark_of_a_crash_is_there_while_the_second_copy_is_loaded(
-    kernel: Kernel, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     """A process that does not come out of it has left the mark, and one that does has not."""
     there: list[bool] = []
+    for name in OWNING_FILES[:before]:
+        (tmp_path / name).touch()
     take = kernel.take
 
     def looked(how: str, script: str) -> None:
         if how == "own:":
-            there.append((tmp_path / OWNING_FILE).exists())
+            there.extend((tmp_path / name).exists() for name in OWNING_FILES)
         take(how, script)
 
     monkeypatch.setattr(kernel, "take", looked)
     assert rules.load(PLAN, closed=False, in_force=False)
-    assert there == [True]
-    assert not (tmp_path / OWNING_FILE).exists()
+    assert there == [True, before == 1]
+    assert not any((tmp_path / name).exists() for name in OWNING_FILES)
 
 
 def test_a_change_of_any_table_is_seen(kernel: Kernel, rules: Rules) -> None:
@@ -254,6 +273,129 @@ def test_without_the_library_a_table_that_is_gone_is_missed(kernel: Kernel, rule
     for found in (["rules", "closed"], [None, "closed"], ["rules", None], [None, None]):
         kernel.shown = list(found)
         assert rules.are_intact() is (None not in found)
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("plan", [PLAN, None])
+def test_what_is_flushed_before_it_is_looked_at_is_missed(
+    kernel: Kernel, rules: Rules, plan: Plan | None, *, library: bool
+) -> None:
+    """The kernel took it, and it is not there: that is what somebody did, and not what is to be. Not without end, though."""
+    kernel.library, whole, gone = library, kernel.tables, ("", "copy", "", "closed copy")
+    for times in range(4):
+        kernel.tables = gone
+        assert rules.load(plan, closed=False, in_force=False)
+        assert rules.are_intact() is (times == 3)
+        assert rules.held is library
+    kernel.tables, kernel.shown = whole, ["rules", "closed"] if plan is not None else [None, None, "closed"]
+    assert rules.load(plan, closed=False, in_force=False)
+    kernel.shown = ["rules" if plan is not None else None, "closed"]
+    assert rules.are_intact()
+
+
+@pytest.mark.parametrize(
+    ("fails", "in_force", "before", "closed", "after"),
+    [
+        ({}, True, None, False, False),
+        ({}, True, None, True, True),
+        ({"closed": HostError("no")}, True, False, True, True),  # the closed table alone, then
+        ({"closed": HostError("no"), "refusal": HostError("no")}, True, False, True, False),
+        ({"closed": HostError("no"), "refusal": HostError("no")}, True, None, True, None),
+        ({"full": HostError("no"), "some": HostError("no")}, True, True, False, True),
+        ({"full": HostError("no"), "some": HostError("no")}, False, None, False, True),
+        ({"full": CrashedError("no end")}, True, True, False, False),
+        ({"full": CrashedError("no end"), "some": HostError("no")}, True, True, False, None),
+        ({"full": CrashedError("no end"), "some": HostError("no")}, True, False, False, False),
+        ({"closed": LateError("no answer"), "refusal": HostError("no")}, True, False, True, None),
+        ({"closed": HostError("no"), "refusal": KilledError("SIGTERM")}, True, False, True, None),
+    ],
+)
+def test_whether_workers_are_refused_is_the_kernels_word(
+    kernel: Kernel,
+    rules: Rules,
+    *,
+    fails: dict[str, HostError],
+    in_force: bool,
+    before: bool | None,
+    closed: bool,
+    after: bool | None,
+) -> None:
+    """What it did not take leaves what was there; what did not say how it ended leaves a doubt, if it would be a change."""
+    if before is not None:
+        assert rules.load(PLAN, closed=before, in_force=False)
+    kernel.errors = fails
+    rules.load(PLAN, closed=closed, in_force=in_force)
+    assert rules.closed is after
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("plan", [PLAN, None])
+def test_whoever_is_refused_is_led_by_nothing_any_more(
+    kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch, plan: Plan | None, *, library: bool
+) -> None:
+    """The closed table alone leaves what led before, of this process or of one before it: that is emptied with it."""
+    kernel.library, kernel.refuses = library, {"closed"}
+    text = "table inet credential_agent {\n\tchain lead_output {\n\t}\n}\n"
+    kernel.tables, kernel.shown = (text, "", "", ""), [text]
+    rules.load(plan, closed=True, in_force=True)
+    refusal = f"refusaltable {nft.TABLE} {{\n\tchain lead_output {{ }}\n}}\nflush chain {nft.TABLE} lead_output\n"
+    assert [script.removeprefix("nft:") for script in first(kernel)] == [refusal]
+    kernel.tables = None  # it cannot be told: then both
+    monkeypatch.setattr(kernel, "show", lambda *_, **__: kernel.listing())
+    monkeypatch.setattr(nft, "show", kernel.show)
+    rules.load(None, closed=False, in_force=False)
+    assert "flush chain inet credential_agent lead_forwarded" in kernel.loaded[-1]
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("plan", [PLAN, None])
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_nft_that_hangs_is_given_up_long_before_the_watchdog_comes(
+    kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch, plan: Plan | None, *, library: bool, closed: bool
+) -> None:
+    """All attempts together; that workers are refused in some other way is asked for all the same."""
+    now = [0.0]
+    monkeypatch.setattr(enforcing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def hangs(*_: object, seconds: float, **__: object) -> None:
+        now[0] += seconds
+        raise LateError("no answer")
+
+    for module, name in ((ownership, "run_apart"), (ownership, "listing"), (nft, "run"), (nft, "show")):
+        monkeypatch.setattr(module, name, hangs)
+    restarted: list[str] = []
+
+    def restart(unit: str, *, seconds: float) -> None:
+        restarted.append(unit)
+        now[0] += seconds
+
+    monkeypatch.setattr(systemctl, "restart", restart)
+    monkeypatch.setattr(lasting, "read", lambda: ((7, 9),))
+    kernel.library = library
+    assert not rules.load(plan, closed=closed, in_force=False)
+    assert restarted == ["credential-agent-closed.service"]
+    unit = Path(__file__).parents[3] / "systemd/credential-agent-redirect.service"
+    watchdog, start = (
+        float(found[1])
+        for found in re.finditer(r"^(?:WatchdogSec|TimeoutStartSec)=(\d+)s$", unit.read_text(), re.MULTILINE)
+    )
+    assert now[0] * 2 <= min(watchdog, start)
+    assert rules.closed is None
+
+
+def test_what_containers_lack_is_said(kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their address cannot be had: who looks at the status is told, and also when that is over."""
+    assert kernel.library
+
+    def none(**_: object) -> None:
+        raise HostError("ip: not found")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aliases, "set_aliases", none)
+        assert rules.load(PLAN, closed=False, in_force=False)
+        assert list(rules.lacking) == ["containers cannot be led: ip: not found"]
+    rules.set_aliases(ipv6=True)
+    assert not rules.lacking
 
 
 @pytest.mark.parametrize(
@@ -345,3 +487,7 @@ def test_a_stop_waits_until_the_watching_unit_has_a_copy(
     rules.hand_over()
     words = [script.split()[0] for script in kernel.loaded]
     assert (words, len(slept)) == (["nft:add", "nft:delete"], 2)
+    kernel.tables = None
+    monkeypatch.setattr(nft, "show", kernel.listing)
+    rules.hand_over()
+    assert kernel.loaded[-1].startswith("nft:delete")  # or the next stop's were no news

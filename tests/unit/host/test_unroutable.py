@@ -28,7 +28,7 @@ class Kernel:
         self.lacks: set[str] = set()  # families
         monkeypatch.setattr(unroutable, "call", self._call)
 
-    def _call(self, program: str, arguments: list[str]) -> str:
+    def _call(self, program: str, arguments: list[str], **__: float) -> str:
         assert program == "ip"
         family, _, what, *rest = arguments
         if family in self.lacks:
