@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -24,7 +23,10 @@ from agent.cli.members import as_root
 from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
-from agent.host import aliases, arrival, hold, lasting, nft, planning, ports, ranges, systemctl, unroutable
+from agent.host import aliases, arrival, heard, hold, lasting, nft, planning, ports, ranges, systemctl, unroutable
+
+CLOSED_SECONDS: Final = 15.0
+"""A holder whose rules the kernel did not take tries again, at first every second."""
 
 _CONFIG = click.option(
     "--config",
@@ -58,28 +60,35 @@ def apply(path: Path, user: str, only_print: bool) -> int:
     """Load the rules. Safe to repeat.
 
     Reads only the [redirect] section. Where credential-agent-redirect.service runs, it is told to load them. Exits 78
-    if the section has a mistake: the rules before then stay in force, or, if there are none, workers are refused.
+    if the section has a mistake: the rules before then stay in force, or, if there are none, workers are refused. Exits
+    71 if the kernel does not take the rules.
     """
-    holder = None if only_print else _Holder.found()
-    if (
-        not only_print
-        and _is_reload(holder)
-        and (os.path.lexists(_closed_file()) if holder is None else holder.by_command)
-    ):
-        # The unit's ExecReload=. Whatever starts workers reloads it (their gate, nftables.service): a worker that ends
-        # because it is refused, and is started again, must not take back what an operator has closed.
-        click.echo("credential-agent: workers stay refused, by command", err=True)
-        click.echo("  hint: to redirect again: credential-agent redirect apply", err=True)
-        return EX_OK
-    if holder is not None:
-        return _told(holder.ask(signal.SIGHUP))
-    plan = make_plan(path, user)
     if only_print:
+        plan = make_plan(path, user)
         click.echo(plan.scripts[0], nl=False)
-    else:
+        return _said_of(plan)
+    holder = _Holder.found()
+    command = heard.RELOAD if _is_reload(holder) else heard.APPLY
+    if command == heard.APPLY:
         with contextlib.suppress(OSError):
             _closed_file().unlink()
-        _load(plan)
+    elif os.path.lexists(_closed_file()) or (holder is not None and holder.by_command):
+        return _stay_refused(command)
+    if holder is not None:
+        return _told(command, holder.ask(command))
+    if arrival.is_holder(pid := os.environ.get("MAINPID", "")):
+        raise HostError(f"{arrival.STATE}: cannot be read, so process {pid} cannot be asked", hint="make room there")
+    plan = make_plan(path, user)
+    _load(plan)
+    if os.path.lexists(_closed_file()):  # somebody closes: what he loads is there already, or comes after this
+        _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
+        return _stay_refused(command)
+    if (holder := _Holder.found()) is not None:  # it has started meanwhile, and perhaps looked before
+        return _told(command, holder.ask(command))
+    return _said_of(plan)
+
+
+def _said_of(plan: Plan) -> int:
     for note in (*plan.notes, *plan.pending):
         click.echo(f"credential-agent: {note}", err=True)
     if plan.error is None:
@@ -99,21 +108,20 @@ def close(path: Path, user: str, only_print: bool) -> None:
     No worker then gets an identity, and none gets the machine's. "apply" redirects again, and so does the next boot. A
     start, a restart or a reload of credential-agent-redirect.service does not.
     """
-    holder = None if only_print else _Holder.found()
-    if holder is not None:
-        holder.ask(signal.SIGUSR1)
-        _check_that_it_lasts()
-        return
     if only_print:
         click.echo(make_plan(path, user).closed, nl=False)
         return
-    # First, since a holder that starts meanwhile would put its own rules back: it finds this.
+    # First, since a holder that starts meanwhile would put its own rules back: it finds this. So does a reload.
     with contextlib.suppress(OSError):
         _closed_file().touch(mode=0o600)
+    if (holder := _Holder.found()) is not None:
+        holder.close()
+        _check_that_it_lasts()
+        return
     plan = make_plan(path, user)
     _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
-    if (holder := _Holder.found()) is not None and not holder.by_command:
-        holder.ask(signal.SIGUSR1)  # it had looked just before
+    if (holder := _Holder.found()) is not None:
+        holder.close()  # it had looked just before, perhaps
     if os.path.lexists(_closed_file().parent):  # else there is no unit that would redirect again
         _check_that_it_lasts()
 
@@ -183,8 +191,9 @@ def check(path: Path, as_json: bool) -> int:
         raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
     known = _settled()
     found: list[tuple[bool, str, str | None]] = []
-    if known is not None and not known.arrives:
-        found.append((False, f"{known.state}: {known.why}", arrival.hint(known.state)))
+    if known is not None and (known.why is not None or not known.arrives):
+        state = "led by the rules of before" if known.arrives else known.state
+        found.append((False, f"{state}: {known.why}", arrival.hint(known.state)))
     plan = plan_of(read, SERVICE_USER)
     # What follows from the section was just looked up anew; the rest only the process that holds the rules knows.
     held = () if known is None else (note for note in known.notes if not note.startswith("redirect."))
@@ -219,6 +228,22 @@ def _is_reload(holder: _Holder | None) -> bool:
     return asked is not None if holder is None else asked == str(holder.pid)
 
 
+def _stay_refused(command: str) -> int:
+    """The unit's ExecReload= is no error then, and opens nothing; "apply" was to open.
+
+    Whatever starts workers reloads it (their gate, nftables.service): a worker that ends because it is refused, and is
+    started again, must not take back what an operator has closed.
+    """
+    hint = "to redirect again: credential-agent redirect apply"
+    if command == heard.APPLY:
+        raise HostError(
+            "workers stay refused: somebody has closed meanwhile (credential-agent redirect close)", hint=hint
+        )
+    click.echo("credential-agent: workers stay refused, by command", err=True)
+    click.echo(f"  hint: {hint}", err=True)
+    return EX_OK
+
+
 def _check_that_it_lasts() -> None:
     """Raise HostError where a process that holds the rules, when it starts next, would not know what was commanded."""
     if not os.path.lexists(_closed_file()):
@@ -234,38 +259,51 @@ class _Holder:
     def __init__(self, document: dict[str, Any]) -> None:
         self.pid = int(document["pid"])
         self.by_command = document.get("by_command") is True  # whether it refuses workers because of ``close``
-        self._plans = document["plans"]
+        self._first = document
 
     @classmethod
     def found(cls) -> _Holder | None:
         document = cls._document()
-        if document is None:
-            return None
-        try:
-            running = b"agent.host.hold" in Path(f"/proc/{document['pid']}/cmdline").read_bytes()
-        except OSError:
-            return None
-        return cls(document) if running else None
+        return cls(document) if document is not None and arrival.is_holder(document["pid"]) else None
 
-    def ask(self, number: signal.Signals) -> dict[str, Any]:
-        """Have it do something, and wait until it has."""
+    def close(self) -> None:
+        """Have it refuse workers, and wait until they are."""
+        document, end = self.ask(heard.CLOSE), time.monotonic() + CLOSED_SECONDS
+        while document["state"] != "closed" and document.get("by_command", True) and time.monotonic() < end:
+            time.sleep(0.05)
+            document = self._document() or document
+        if not document.get("by_command", True):
+            raise HostError("workers are not refused: somebody has opened meanwhile (credential-agent redirect apply)")
+        if document["state"] != "closed":
+            why = document.get("kernel") or document.get("why")
+            raise HostError(f"workers are not refused yet, which is tried again and again: {why}", hint=arrival.HINT)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Have it do something (a command of :mod:`agent.host.heard`), and wait until it has; its state then."""
+        asked = time.monotonic()
+        former = "done" not in self._first  # of an earlier release: SIGUSR2 would end it
         try:
-            os.kill(self.pid, number)
+            os.kill(self.pid, heard.SIGNALS[heard.APPLY if former and command == heard.RELOAD else command])
         except PermissionError:
             raise HostError("this needs root", hint=as_root("credential-agent redirect ...")) from None
-        end = time.monotonic() + planning.PLAN_SECONDS + 5
+        except ProcessLookupError:
+            raise HostError(f"process {self.pid}, which held the rules, has ended", hint="try again") from None
+        end = asked + planning.PLAN_SECONDS + 5
         while time.monotonic() < end:
             document = self._document()
-            if document is not None and (
-                document["plans"] > self._plans
-                if number == signal.SIGHUP
-                else document.get(
-                    "by_command", document["state"] == "closed"
-                )  # an earlier release does not say by whom
-            ):
+            if document is not None and self._has_done(command, asked, document):
                 return document
             time.sleep(0.05)
         raise HostError(f"process {self.pid} does not answer", hint=arrival.HINT)
+
+    def _has_done(self, command: str, asked: float, document: dict[str, Any]) -> bool:
+        done = document.get("done")
+        if isinstance(done, dict):
+            return bool(done.get(command, 0.0) >= asked)
+        # An earlier release does not say what it has done, and an older one not by whom it is closed.
+        if command == heard.CLOSE:
+            return bool(document.get("by_command", document["state"] == "closed"))
+        return bool(document["plans"] > self._first["plans"])
 
     @staticmethod
     def _document() -> dict[str, Any] | None:
@@ -286,14 +324,20 @@ def _settled() -> arrival.Arrival | None:
     return known
 
 
-def _told(document: dict[str, Any]) -> int:
-    """Print what the holder said of its rules; returns the status to exit with."""
+def _told(command: str, document: dict[str, Any]) -> int:
+    """Print what the holder said of its rules; returns the status to exit with.
+
+    Raises:
+        HostError: the kernel does not take them, or somebody has closed meanwhile.
+    """
     for note in document["notes"]:
         click.echo(f"credential-agent: {note}", err=True)
-    if document["error"] is None:
-        return 0
-    click.echo(f"credential-agent: {document['error']}", err=True)
-    return EX_CONFIG
+    if document["error"] is not None:
+        click.echo(f"credential-agent: {document['error']}", err=True)
+        return EX_CONFIG
+    if document.get("kernel") is not None:
+        raise HostError(f"{document['kernel']}; this is tried again and again", hint=arrival.HINT)
+    return _stay_refused(command) if document.get("by_command") else EX_OK
 
 
 def _load(plan: Plan) -> None:

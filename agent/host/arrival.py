@@ -41,7 +41,8 @@ class Arrival(NamedTuple):
 
     Attributes:
         state: ``led`` (they arrive), ``closed`` (they are refused), ``astray`` (another service answers them),
-            ``unanswered`` (led, and nobody answers), ``unknown`` (no process holds the rules).
+            ``unanswered`` (led, and nobody answers), ``unknown`` (no process holds the rules, or nftables did not say
+            what became of them).
         why: in words; ``None``: all is well.
         notes: what is not as the configuration says.
     """
@@ -82,6 +83,14 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
             "unknown", "nobody looks after the rules: credential-agent-redirect is not running", arrival.notes
         )
     return arrival
+
+
+def is_holder(pid: int | str) -> bool:
+    """Whether that process holds the rules."""
+    try:
+        return b"agent.host.hold" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
 
 
 def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:

@@ -5,7 +5,8 @@ copy and puts it back, looks up again what was not there, asks as a worker wheth
 a file. In doubt it refuses workers. Small and single-threaded. This file says what is due, and when; *which* rules
 (:mod:`~agent.host.planning`), whether they are in force (:mod:`~agent.host.enforcing`), who changed something
 (:mod:`~agent.host.netlink`), whether a request arrives (:mod:`~agent.host.arrival`), whose the agent's port is
-(:mod:`~agent.host.ports`) and how all of it is said (:mod:`~agent.host.reporting`) are files of their own.
+(:mod:`~agent.host.ports`), which commands are done (:mod:`~agent.host.heard`) and how all of it is said
+(:mod:`~agent.host.reporting`) are files of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
-from agent.host import arrival, lasting, netlink, nft, planning, signals, systemctl
+from agent.host import arrival, heard, lasting, netlink, nft, planning, signals, systemctl
 from agent.host.enforcing import Rules
 from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.host.planning import Outcome, Plan, Planner
@@ -42,14 +43,16 @@ GROUPS_EVERY_SECONDS: Final = 1.0
 USERS: Final = (Path("/etc/passwd"), Path("/etc/subuid"))
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
-#: There from ``redirect close`` to ``redirect apply``, or to the next boot: no crash, restart or upgrade opens.
+#: There from ``redirect close`` to ``redirect apply``, or to the next boot: no crash, restart or upgrade opens. The
+#: command itself makes it, or removes it, before it sends its signal: so it says which of two came later.
 CLOSED_FILE: Final = "closed"
 
 _OURS: Final = b"credential_agent"
+_BEING_MADE: Final = "the rules are being made"
 _BY_COMMAND: Final = "workers are refused, by command (credential-agent redirect close)"
 _MOST_REASON: Final = 2000
 """Characters. It may quote what somebody wrote into the configuration, and the state is read to its bound only."""
-_HEEDED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
+_HEEDED: Final = frozenset({signal.SIGTERM, signal.SIGINT, *heard.SIGNALS.values()})
 
 
 class Holder:
@@ -76,12 +79,13 @@ class Holder:
         self._wake, self._waker = socket.socketpair()
         # Mutable state, all of it.
         self._plan: Plan | None = None  # in force
-        self._error: str | None = "the rules are being made"
+        self._error: str | None = _BEING_MADE
         self._pending: list[str] = []
         self._notes: list[str] = []
         self._answer: str | None = None
-        # Why workers are refused by command.
-        self._closed: str | None = _BY_COMMAND if os.path.lexists(directory / CLOSED_FILE) else None
+        self._heard = heard.Heard(time.monotonic())
+        # Why workers are to be refused by command.
+        self._closed: str | None = self._commanded()
         self._healed = self._plans = 0
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups", "around"), 0.0)
@@ -89,7 +93,7 @@ class Holder:
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._users = [_look(file) for file in USERS]
         self._tried: dict[str, int] = {}  # the control groups for which a plan was asked
-        self._only_looking = self._stopping = self._ready = False
+        self._only_looking = self._stopping = self._ready = self._asked_before = False
 
     def run(self) -> None:
         """Until a signal ends it."""
@@ -105,6 +109,12 @@ class Holder:
         # plan.
         self._apply(planning.saved(self._directory / planning.PLAN_FILE))
         self._start_plan()
+        # A command that found no state of ours, and so sent no signal, has made or removed the file before this look.
+        self._beat()
+        if self._commanded() != self._closed:
+            self._closed = self._commanded()
+            self._apply(self._plan)
+            self._beat()
         while not self._stopping:
             self._turn()
         self._end()
@@ -147,15 +157,24 @@ class Holder:
         numbers = set(self._wake.recv(4096))
         if numbers & {signal.SIGTERM, signal.SIGINT}:
             self._stopping = True
-        elif signal.SIGUSR1 in numbers:
+            return
+        came = {command for command, number in heard.SIGNALS.items() if number in numbers}
+        self._heard.hear(came, time.monotonic())
+        if heard.APPLY in came and (heard.CLOSE not in came or self._commanded() is None):
+            (self._directory / CLOSED_FILE).unlink(missing_ok=True)
+            self._closed = None
+        elif heard.CLOSE in came:
             self._closed = _BY_COMMAND
             self._apply(self._plan)
             self._reporter.write(CLOSED_FILE, {}, mode=0o600)
-            self._beat()
-        elif signal.SIGHUP in numbers:
-            (self._directory / CLOSED_FILE).unlink(missing_ok=True)
-            self._closed = None
+        self._heard.close()
+        if came & {heard.APPLY, heard.RELOAD}:
             self._start_plan()
+        if heard.CLOSE in came:
+            self._beat()
+
+    def _commanded(self) -> str | None:
+        return _BY_COMMAND if os.path.lexists(self._directory / CLOSED_FILE) else None
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
@@ -163,12 +182,14 @@ class Holder:
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._only_looking = only_looking
+        self._heard.begin()
         if (outcome := self._planner.start()) is not None:
             self._planned(outcome)
 
     def _planned(self, outcome: Outcome) -> None:
         plan = outcome.plan
         self._plans += 1
+        self._heard.end()
         is_whole = plan is None or self._completes(plan)
         if self._only_looking and self._is_in_force(plan):
             if self._pending or not is_whole:
@@ -178,12 +199,10 @@ class Holder:
         self._error = error
         if plan is not None and (error is None or self._plan is None or plan.get("section")):
             self._pending, self._notes = plan["pending"], plan["notes"]
-            if error is None or plan != self._plan:  # tried again and again: counted connections stay
+            if error is None or not self._is_loaded(plan):  # tried again and again: counted connections stay
                 self._apply(plan)
             if error is None:
-                self._reporter.write(planning.PLAN_FILE, plan, mode=0o600)
-                self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
-                self._lasting.keep((*plan.get("uids", ()), *plan.get("refused", ())))
+                self._keep(plan)
         elif self._plan is None:
             self._apply(None)  # else what is in force stays
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):
@@ -196,6 +215,14 @@ class Holder:
         self._due["probe"] = 0.0
         self._beat()
 
+    def _keep(self, plan: Plan) -> None:
+        """What is in force is what the next start begins with. The next boot refuses also whom a plan only names."""
+        if plan == self._plan:
+            self._reporter.write(planning.PLAN_FILE, plan, mode=0o600)
+            self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
+        both = (plan, self._plan or {"uids": lasting.read()})
+        self._lasting.keep(uids for one in both for name in ("uids", "refused") for uids in one.get(name, ()))
+
     def _completes(self, plan: Plan) -> bool:
         """Put in what it cannot say because systemd does not answer: that stays as it is. Whether there was nothing."""
         if plan.get("reserve_is_known", True):
@@ -204,7 +231,11 @@ class Holder:
         return False
 
     def _is_in_force(self, plan: Plan | None) -> bool:
-        return self._error is None and self._rules.why is None and plan == self._plan
+        return self._error is None and self._is_loaded(plan)
+
+    def _is_loaded(self, plan: Plan | None) -> bool:
+        is_as_commanded = self._rules.closed is (self._closed is not None)
+        return self._rules.why is None and is_as_commanded and plan == self._plan
 
     def _plan_again(self) -> None:
         self._due["plan"] = time.monotonic() + self._again
@@ -227,6 +258,7 @@ class Holder:
             self._tried.clear()
         if plan is not None:
             self._ports.want(plan.get("reserve", ()))
+        self._asked_before = self._probe.running
         self._due["probe"] = 0.0
 
     def _verify(self) -> None:
@@ -279,8 +311,9 @@ class Holder:
     def _start_probe(self) -> None:
         self._due["probe"] = time.monotonic() + PROBE_AGAIN_SECONDS
         uid = None if self._plan is None else self._plan["uid"]
-        if uid is None or self._closed is not None or self._probe.running:
-            self._answer = None if uid is None else self._answer
+        if uid is None or self._rules.closed:
+            self._answer = None  # what was answered before is not so any more
+        if uid is None or self._rules.closed or self._probe.running:
             return
         try:
             self._probe.start(uid, nft.METADATA["ip"][0], 80)
@@ -288,6 +321,9 @@ class Holder:
             self._probed(f"failed: {os_reason(error)}")
 
     def _probed(self, word: str) -> None:
+        if self._asked_before:  # under other rules
+            self._asked_before, self._due["probe"] = False, 0.0
+            return
         changed, self._answer = word != self._answer, word
         if word == "agent":
             self._due["probe"] = time.monotonic() + PROBE_EVERY_SECONDS
@@ -296,14 +332,15 @@ class Holder:
             self._beat()
 
     def _state(self) -> tuple[str, str | None]:
-        if self._closed is not None:
-            return "closed", self._closed
-        if self._plan is None or (self._plan.get("error") is not None and not self._plan.get("section")):
-            return "closed", f"workers are refused: {self._error or self._rules.why}"
-        if self._answer is None and self._plan["uid"] is not None:
-            return "unanswered", "not asked yet"
+        plan, trouble = self._plan or {}, self._error or self._rules.why
+        if self._rules.closed is None:
+            return "unknown", trouble or _BEING_MADE
+        if self._rules.closed or not plan or (plan.get("error") is not None and not plan.get("section")):
+            return "closed", self._closed or f"workers are refused: {trouble or _BEING_MADE}"
+        if self._answer is None and plan["uid"] is not None:
+            return "unanswered", trouble or "not asked yet"
         if self._answer is None or self._answer == "agent":
-            return "led", self._error
+            return "led", trouble
         words = arrival.said(self._answer)
         if self._answer.startswith("http "):
             return "astray", f"a worker that asks the metadata service does not reach the agent: {words}"
@@ -318,9 +355,10 @@ class Holder:
             "beat": time.clock_gettime(time.CLOCK_BOOTTIME),
             "pid": os.getpid(),
             "state": state,
-            "by_command": self._closed is not None,
+            "by_command": self._closed == _BY_COMMAND,
             "why": None if why is None else why[:_MOST_REASON],
             "error": None if self._error is None else self._error[:_MOST_REASON],
+            "kernel": None if self._rules.why is None else self._rules.why[:_MOST_REASON],
             "notes": fitting(
                 (
                     *self._rules.lacking,
@@ -333,6 +371,7 @@ class Holder:
                 arrival.MAX_BYTES // 2,
             ),
             "plans": self._plans,
+            "done": self._heard.done,
             "held": self._rules.held,
             "healed": self._healed,
         }
@@ -352,12 +391,14 @@ class Holder:
         if systemctl.is_restarting(UNIT):
             self._rules.end()
             return
+        # At once: a stop that takes too long is ended.
+        with contextlib.suppress(OSError):
+            (self._directory / planning.PLAN_FILE).unlink()
         self._closed = self._error = "workers are refused: credential-agent-redirect was stopped"
         self._apply(self._plan)
         self._beat()
         self._rules.hand_over()
         self._rules.end()
-        (self._directory / planning.PLAN_FILE).unlink(missing_ok=True)
 
 
 def _look(path: Path) -> Look | None:

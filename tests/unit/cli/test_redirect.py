@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from agent.cli import redirect as commands
+from agent.cli.exits import EX_CONFIG, EX_OK, EX_OSERR
 from agent.cli.redirect import redirect
 from agent.core.errors import HostError
-from agent.host import aliases, arrival, hold, nft
+from agent.host import aliases, arrival, heard, hold, nft
 
 # Stands where the holder stands: makes a plan, or closes, when it is told to.
 HOLDER = """
@@ -23,9 +29,9 @@ print("ready", flush=True)
 told = signal.sigwait(heeded)
 state = pathlib.Path(sys.argv[2])
 document = json.loads(state.read_text())
-change = {"plans": document["plans"] + 1} if told == signal.SIGHUP else {"state": "closed", "by_command": True}
-if told == signal.SIGUSR1 and sys.argv[3:] != ["full"]:
-    state.with_name("closed").touch()
+change = {"state": "closed", "by_command": True}
+if told == signal.SIGHUP:
+    change = {"plans": document["plans"] + 1, "by_command": False}
 state.with_suffix(".new").write_text(json.dumps({**document, **change}))
 os.replace(state.with_suffix(".new"), state)
 """
@@ -107,6 +113,10 @@ def test_a_reload_that_cannot_read_the_state_opens_nothing(
     assert (not loaded, (tmp_path / hold.CLOSED_FILE).exists()) == (stays, stays)
 
 
+def full(path: Path, mode: int = 0o666) -> None:
+    raise OSError(errno.ENOSPC, f"no space for {path.name}, {mode:o}")
+
+
 @pytest.mark.parametrize(
     "known", [{"state": "led", "by_command": False}, {"state": "closed", "by_command": False}, None]
 )
@@ -122,16 +132,15 @@ def test_who_closes_hears_when_a_restart_would_open(
     monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
     (tmp_path / "config.toml").touch()
     place.mkdir()
-    argv = [sys.executable, "-c", HOLDER, "agent.host.hold", str(state), *([] if room else ["full"])]
+    argv = [sys.executable, "-c", HOLDER, "agent.host.hold", str(state)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "ready\n"
             if known is not None:
                 state.write_text(json.dumps({"pid": holder.pid, "plans": 1, **known}))
-            elif not room:
-                place.rmdir()
-                place.touch()  # as little can be made in it as on a full disk
+            if not room:
+                monkeypatch.setattr(Path, "touch", full)
             done = CliRunner().invoke(redirect, ["close", "--config", str(tmp_path / "config.toml")])
         finally:
             holder.kill()
@@ -170,3 +179,150 @@ def test_no_process_that_starts_meanwhile_opens_what_is_being_closed(
     assert done.exit_code == 0
     assert closed.exists()
     assert json.loads(state.read_text())["by_command"] is True
+
+
+class Holder:
+    """A process that holds the rules, as the command sees it: what it says, one word after another, and what it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path, *documents: dict[str, object] | None) -> None:
+        self.told: list[int] = []
+        self.closed = directory / hold.CLOSED_FILE
+        self._documents, self._now = list(documents), 100.0
+        state = SimpleNamespace(read_bytes=self._says, with_name=directory.joinpath, parent=directory)
+        monkeypatch.setattr(arrival, "STATE", state)
+        monkeypatch.setattr(arrival, "is_holder", lambda pid: str(pid) == "7")
+        monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=self._clock, sleep=lambda _: None))
+        monkeypatch.setattr(os, "kill", lambda _pid, number: self.told.append(number))
+        monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
+        monkeypatch.setattr(nft, "run", lambda _script: None)
+        (directory / "config.toml").touch()
+
+    def _clock(self) -> float:
+        self._now += 1.0
+        return self._now
+
+    def _says(self) -> bytes:
+        said = self._documents.pop(0) if len(self._documents) > 1 else self._documents[0]
+        if said is None:
+            raise FileNotFoundError
+        usual = {"pid": 7, "plans": 1, "state": "led", "by_command": False, "notes": [], "error": None}
+        return json.dumps(usual | said).encode()
+
+    def does(self, command: str, **env: str) -> tuple[int, str]:
+        """The status of a command, and what it says."""
+        arguments = [command, "--config", str(self.closed.with_name("config.toml"))]
+        done = CliRunner(env={"MAINPID": None, **env}).invoke(redirect, arguments, standalone_mode=False)
+        if isinstance(done.exception, HostError):
+            return EX_OSERR, done.exception.message
+        assert done.exception is None
+        return int(done.return_value or 0), done.output
+
+
+LATER = dict.fromkeys(heard.SIGNALS, 1000.0)
+BEFORE = dict.fromkeys(heard.SIGNALS, 99.0)
+REFUSED = "the kernel does not take the rules: nft: no"
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "status", "words"),
+    [
+        ("apply", {"done": LATER}, EX_OK, ""),
+        ("apply", {"done": LATER, "error": "redirect.uids: no"}, EX_CONFIG, "redirect.uids: no"),
+        ("apply", {"done": LATER, "kernel": REFUSED}, EX_OSERR, REFUSED),
+        ("apply", {"done": LATER, "by_command": True}, EX_OSERR, "somebody has closed meanwhile"),
+        ("apply", {"done": BEFORE, "plans": 9}, EX_OSERR, "does not answer"),
+        ("reload", {"done": LATER}, EX_OK, ""),
+        ("reload", {"done": LATER, "kernel": REFUSED}, EX_OSERR, REFUSED),
+        ("reload", {"done": LATER, "by_command": True}, EX_OK, "workers stay refused"),
+        ("reload", {"done": {**LATER, "reload": 99.0}, "plans": 9}, EX_OSERR, "does not answer"),
+        ("close", {"done": LATER, "by_command": True, "state": "closed"}, EX_OK, ""),
+        ("close", {"done": LATER, "by_command": True, "kernel": REFUSED}, EX_OSERR, REFUSED),
+        ("close", {"done": LATER, "by_command": True, "state": "unknown", "why": "no end"}, EX_OSERR, "no end"),
+        ("close", {"done": LATER}, EX_OSERR, "somebody has opened meanwhile"),
+        ("close", {"done": BEFORE, "by_command": True, "state": "closed"}, EX_OSERR, "does not answer"),
+    ],
+)
+def test_a_command_succeeds_only_by_what_was_done_after_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, command: str, said: dict[str, object], status: int, words: str
+) -> None:
+    """It succeeds only if the kernel does what was commanded then; a word that comes before that one is none."""
+    holder = Holder(monkeypatch, tmp_path, {"done": BEFORE}, {"done": BEFORE, "plans": 2}, said)
+    env = {"MAINPID": "7"} if command == "reload" else {}
+    got, output = holder.does(command.replace("reload", "apply"), **env)
+    assert got == status
+    assert words in output
+    assert holder.told == [heard.SIGNALS[command]]
+    assert holder.closed.exists() is (command == "close")
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+def test_a_reload_beside_a_close_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_command: bool
+) -> None:
+    """Also where the holder has not yet said that it was told to close: the file says so first."""
+    holder = Holder(monkeypatch, tmp_path, {"by_command": by_command})
+    holder.closed.touch()
+    assert holder.does("apply", MAINPID="7")[0] == EX_OK
+    assert holder.told == []
+    assert holder.closed.exists()
+
+
+def test_a_reload_tells_a_holder_of_an_earlier_release_what_that_heeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal that it does not know would end it, and so refuse every worker."""
+    holder = Holder(monkeypatch, tmp_path, {"plans": 1}, {"plans": 2})
+    assert holder.does("apply", MAINPID="7")[0] == EX_OK
+    assert holder.told == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize(("command", "told"), [("apply", signal.SIGHUP), ("close", signal.SIGUSR1)])
+def test_a_holder_that_has_started_meanwhile_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, told: int
+) -> None:
+    """It may have looked before the command: what was loaded beside it does not last."""
+    closed = {"by_command": True, "state": "closed"} if command == "close" else {}
+    holder = Holder(monkeypatch, tmp_path, None, {"done": BEFORE}, {"done": LATER, **closed})
+    assert holder.does(command)[0] == EX_OK
+    assert holder.told == [told]
+
+
+@pytest.mark.parametrize("by", ["a unit", "a person"])
+def test_who_closes_beside_one_who_opens_without_a_holder_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Whatever of the two loads its rules last: who opens looks once more, and loads what refuses."""
+    holder = Holder(monkeypatch, tmp_path, None)
+    loaded: list[str] = []
+
+    def run(script: str) -> None:
+        loaded.append(script)
+        holder.closed.touch()
+
+    monkeypatch.setattr(nft, "run", run)
+    status, said = holder.does("apply", **({"MAINPID": "1"} if by == "a unit" else {}))
+    assert (status, "stay refused" in said) == (EX_OK if by == "a unit" else EX_OSERR, True)
+    assert ["redirect to" in script for script in loaded] == [True, False]
+    assert holder.closed.exists()
+
+
+def test_a_holder_whose_state_cannot_be_read_is_not_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full /run: its reload loads nothing behind its back, and says that it did nothing."""
+    holder = Holder(monkeypatch, tmp_path, None)
+    loaded: list[str] = []
+    monkeypatch.setattr(nft, "run", loaded.append)
+    status, said = holder.does("apply", MAINPID="7")
+    assert (status, loaded) == (EX_OSERR, [])
+    assert "cannot be read" in said
+
+
+def test_a_holder_that_ends_before_it_is_told_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was commanded stays where its successor finds it."""
+    holder = Holder(monkeypatch, tmp_path, {"done": BEFORE})
+
+    def gone(*_: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", gone)
+    assert holder.does("close") == (EX_OSERR, "process 7, which held the rules, has ended")
+    assert holder.closed.exists()
