@@ -246,7 +246,7 @@ class StateDirectory:
         """
         if not self._waiting:
             data = msgspec.json.encode(history)
-            await asyncio.to_thread(write_atomic, self._directory / HISTORY_FILE, data, mode=0o600)
+            await _write_aside(self._directory / HISTORY_FILE, data)
 
     def history(self) -> tuple[Entry, ...]:
         """What happened lately, as an earlier process wrote it down; nothing where that makes no sense. Blocks."""
@@ -264,7 +264,7 @@ class StateDirectory:
         """
         if not self._waiting:
             data = msgspec.json.encode(lived)
-            await asyncio.to_thread(write_atomic, self._directory / LIVED_FILE, data, mode=0o600)
+            await _write_aside(self._directory / LIVED_FILE, data)
 
     def lived(self) -> Lived | None:
         """When an earlier process was at work here; ``None``: that is not known. Blocks."""
@@ -347,6 +347,13 @@ def closed_memory(instance_id: str) -> Memory:
     An attacker who can garble the file, or a dying disk, must not give workers the machine's own identity.
     """
     return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud))
+
+
+async def _write_aside(path: Path, data: bytes) -> None:
+    try:
+        await asyncio.to_thread(write_atomic, path, data, mode=0o600)
+    except OSError as error:  # there is no thread for it
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
 
 
 def _is_there(path: Path, look: Callable[[Path], object]) -> bool:

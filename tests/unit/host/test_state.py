@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,10 @@ from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.model import Cloud, OnExpiry
 from agent.core.verdict import Mark, Memory
+from agent.host import threads
 from agent.host.files import MAX_FILLED_BYTES, write_atomic
-from agent.host.state import HISTORY_FILE, MEMORY_FILE, SPARE_FILE, StateDirectory, closed_memory
+from agent.host.loop import Loop
+from agent.host.state import HISTORY_FILE, MEMORY_FILE, SPARE_FILE, Lived, StateDirectory, closed_memory
 from tests.fakes.clock import START
 
 
@@ -489,6 +492,34 @@ def test_an_instant_without_a_zone(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'Z"', b'"'))
     with pytest.raises(HostError, match="UTC"):
         state.load()
+
+
+@pytest.mark.parametrize("what", ["save", "note", "live"])
+def test_where_there_is_no_thread_nothing_is_written_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is an error as of a disk that refuses: who writes goes on, and so does the end of the agent."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "KEPT_THREADS", threads.Kept())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    state = StateDirectory(tmp_path)
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_default_executor(threads.Threads())
+        writes = {
+            "save": lambda: state.save(memory(1), b"one"),
+            "note": lambda: state.note(()),
+            "live": lambda: state.live(Lived(at=START)),
+        }
+        with pytest.raises(HostError, match="cannot be written: resource temporarily unavailable"):
+            await writes[what]()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(story())
+    assert names(tmp_path) == set()
 
 
 def test_a_history_of_no_zone_is_none(tmp_path: Path) -> None:
