@@ -32,10 +32,10 @@ def env(path: Path, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(found, indent=2))
     elif form == "null":
-        click.echo("".join(f"{name}={value}\0" for name, value in found.items()), nl=False)
+        click.echo("".join(f"{name}={value}\0" for name, value in found.items()).encode(), nl=False)
     else:
         render = envfile.render_shell if form == "shell" else envfile.render_systemd
-        click.echo(render(found).decode(), nl=False)
+        click.echo(render(found), nl=False)  # bytes: whatever the locale, it is what the file says
 
 
 def variables(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
         got = signal.sigwaitinfo(awaited)
         if got.si_signo != signal.SIGCHLD:
             if got.si_pid:
-                os.kill(child, got.si_signo)
+                with contextlib.suppress(PermissionError):  # it is another user by now, as sudo is
+                    os.kill(child, got.si_signo)
             continue
         pid, status_ = os.waitpid(child, os.WNOHANG)
         if pid:

@@ -19,6 +19,8 @@ from agent.core.errors import AgentError, HostError
 from agent.wire import names
 
 POLL_SECONDS: Final = 0.25
+ANSWER_SECONDS: Final = (5.0, 30.0)
+"""One answer of the control socket is waited for so long at least, and at most."""
 _NOT_SAID: Final = "an identity of which the agent does not say whose it is"
 _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machine's own identity"}
 
@@ -45,7 +47,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
     Root is no worker, except in a worker's slice: as root, use --workers. Where the rules refuse root, it exits 71 at
     once.
     """
-    asked = Watched(path) if watching else Workers(path)
+    asked = Watched(path, timeout) if watching else Workers(path)
     status = await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
     if isinstance(asked, Watched):
         for note in asked.notes:
@@ -158,17 +160,24 @@ def _is_root_outside(path: Path) -> bool:
 
 
 class Watched:
-    """The control socket, which says what workers are answered."""
+    """The control socket, which says what workers are answered.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the configuration.
+        timeout: in seconds; an agent that hangs is not waited for much beyond it.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
         from agent.cli.options import control_socket
 
         self._control = control_socket(path)
+        self._end = time.monotonic() + timeout
         self._document: Mapping[str, Any] = {}
 
     def answer(self, cloud: str) -> ask.Answer:
         """Look at it. Raises HostError where the agent does not say."""
-        answer = ask.control(self._control, "GET", names.STATUS_PATH)
+        seconds = min(max(self._end - time.monotonic(), ANSWER_SECONDS[0]), ANSWER_SECONDS[1])
+        answer = ask.control(self._control, "GET", names.STATUS_PATH, timeout_seconds=seconds)
         self._document = answer.document("clouds", "last_refusal") if answer.status == 200 else {}
         if answer.status != 200:
             return answer

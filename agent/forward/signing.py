@@ -59,7 +59,9 @@ def load(path: Path | None = None) -> bundle.SigningKey:
 
 def _make(path: Path) -> None:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Each with its mode: mkdir() itself makes the parents by the umask, which may let others replace what is below.
+        for directory in reversed([one for one in (path.parent, *path.parent.parents) if not one.exists()]):
+            directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise HostError(f"{path.parent}: cannot be made: {os_reason(error)}") from None
     key = bundle.SigningKey.generate()

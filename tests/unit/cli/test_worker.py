@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from agent.cli import ask, wait
 from agent.cli.status_text import at
+from agent.core.errors import HostError
 
 CREDENTIAL = {
     "AccessKeyId": "ASIAUSER000000000000",
@@ -113,6 +115,26 @@ class Endpoint:
         return subprocess.run(
             self.command(name, *arguments), capture_output=True, text=True, check=False, timeout=60, **more
         )
+
+
+def test_an_agent_that_hangs_is_not_waited_for_beyond_the_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`wait --workers` gives a question no more time than is left, and a few seconds: units have a timeout of their own."""
+    given: list[float] = []
+
+    def hangs(*_words: object, timeout_seconds: float = 30.0) -> ask.Answer:
+        given.append(timeout_seconds)
+        raise ask.NoAnswerError("no answer")
+
+    monkeypatch.setattr(ask, "control", hangs)
+    (tmp_path / "config.toml").write_text("")
+    assert wait.await_identity(wait.Watched(tmp_path / "config.toml", 0), ("any",), 0) == 75
+    assert given
+    assert max(given) <= wait.ANSWER_SECONDS[0] < 10
+    with pytest.raises(HostError):
+        wait.Watched(tmp_path / "config.toml", 3600).answer("aws")
+    assert given[-1] == wait.ANSWER_SECONDS[1]
 
 
 @pytest.fixture
@@ -282,6 +304,18 @@ def test_exec_passes_every_kind_of_signal_on(endpoint: Endpoint, name: str) -> N
         assert process.wait(30) == 5
 
 
+def test_exec_outlives_a_signal_that_it_may_not_pass_on(endpoint: Endpoint) -> None:
+    """What it runs may have become another user, as sudo does: its end is awaited all the same."""
+    program = (
+        "import os, sys\nfrom agent import cli\n"
+        "def refused(*_): raise PermissionError(1, 'Operation not permitted')\n"
+        "os.kill = refused\ncli.main(sys.argv[1:])"
+    )
+    words = endpoint.command("exec", "sh", "-c", "kill -TERM $PPID; exit 7")[3:]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (7, b"")
+
+
 @pytest.mark.parametrize(("program", "code"), [("", 127), ("/no/such/program", 127), ("/etc/passwd", 126)])
 def test_exec_of_what_cannot_run_says_so(endpoint: Endpoint, program: str, code: int) -> None:
     """The statuses of a shell."""
@@ -296,6 +330,18 @@ def test_env_prints_every_form(endpoint: Endpoint) -> None:
     assert 'VALUE=a "b" $c\0' in endpoint.run("env", "--format", "null").stdout
     assert "export VALUE='a \"b\" $c'" in endpoint.run("env").stdout
     assert 'VALUE="a \\"b\\" \\$c"' in endpoint.run("env", "--format", "systemd").stdout
+
+
+@pytest.mark.parametrize("form", ["shell", "systemd", "null"])
+def test_env_prints_the_bytes_of_the_file(endpoint: Endpoint, form: str) -> None:
+    """A locale that does not know a letter changes no value: programs get it as the file has it."""
+    (endpoint.root / "env").write_text('VALUE="\N{SNOWMAN}"\n')
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        endpoint.command("env", "--format", form), capture_output=True, check=False, timeout=60, env=environ
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "\N{SNOWMAN}".encode() in done.stdout
 
 
 def test_env_without_a_file_says_who_may_read_it(endpoint: Endpoint) -> None:

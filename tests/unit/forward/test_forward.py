@@ -492,7 +492,14 @@ def test_a_laptop_without_an_identity_is_told_how_to_get_one(world: World, monke
 def test_the_signing_key_is_made_once_for_this_user_alone(world: World) -> None:
     """0600, in a directory of its own; the same key the next time; one that others may read is not used."""
     path = world.home / "config/credential-agent/sender.jwk"
-    first = signing.load(path)
+    before = os.umask(0)
+    try:
+        first = signing.load(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700, (
+        "who may write there could put another key in place"
+    )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert signing.load(path).kid == first.kid
