@@ -116,6 +116,10 @@ class Audit:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self.tell()
+        rows, self._rows = self._rows, {}
+        self._put_down(rows, None)  # of whom no name came in time
+        await self.written()
+        self._put_down({}, None)  # what the file could not take while it took others
         await self.written()
 
     async def written(self) -> None:
@@ -125,8 +129,14 @@ class Audit:
 
     async def tell(self) -> None:
         """Write down what there is."""
-        rows, self._rows = self._rows, {}
-        groups = await self._groups({who.cgroup for _, who, _ in rows if who.cgroup})
+        asked = {who.cgroup for _, who, _ in self._rows}
+        groups = await self._groups(asked - {0})
+        # Taken after the wait: who is ended in it has taken nothing. Whose name was not asked is told the next time.
+        rows = {key: row for key, row in self._rows.items() if key[1].cgroup in asked}
+        self._rows = {key: row for key, row in self._rows.items() if key not in rows}
+        self._put_down(rows, groups)
+
+    def _put_down(self, rows: Mapping[tuple[Given, Who, str], _Row], groups: Mapping[int, str] | None) -> None:
         settings = self._settings()
         for (given, who, _), row in rows.items():
             self._log.info("credential.served", **_told(given, who, row, groups))
@@ -144,12 +154,14 @@ class Audit:
             self._writing = asyncio.create_task(self._write(settings), name="audit file")
 
     @staticmethod
-    async def _groups(ids: set[int]) -> Mapping[int, str]:
-        if ids:
-            # RuntimeError: no thread is to be had. Whatever it is, it costs names and not the agent.
-            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
-                return await asyncio.wait_for(asyncio.to_thread(cgroups.names, ids), LOOK_SECONDS)
-        return {}
+    async def _groups(ids: set[int]) -> Mapping[int, str] | None:
+        """The names of control groups; those that are gone have none. ``None``: that could not be learned."""
+        if not ids:
+            return {}
+        # RuntimeError: no thread is to be had. Whatever it is, it costs names and not the agent.
+        with contextlib.suppress(TimeoutError, OSError, RuntimeError):
+            return await asyncio.wait_for(asyncio.to_thread(cgroups.names, ids), LOOK_SECONDS)
+        return None
 
     async def _write(self, settings: config.Audit) -> None:
         lines, self._waiting = self._waiting, []
@@ -176,14 +188,12 @@ def _append(settings: config.Audit, data: bytes) -> None:
     append(Path(settings.file), data, most_bytes=settings.file_bytes, mode=mode, gid=gid)
 
 
-def _told(given: Given, who: Who, row: _Row, groups: Mapping[int, str]) -> dict[str, Any]:
-    group = (
-        None
-        if not who.cgroup
-        else plain(groups[who.cgroup], cgroups.MOST_CHARACTERS)
-        if who.cgroup in groups
-        else f"id {who.cgroup}, gone"
-    )
+def _told(given: Given, who: Who, row: _Row, groups: Mapping[int, str] | None) -> dict[str, Any]:
+    group = None
+    if who.cgroup and groups is not None and who.cgroup in groups:
+        group = plain(groups[who.cgroup], cgroups.MOST_CHARACTERS)
+    elif who.cgroup:
+        group = f"id {who.cgroup}" if groups is None else f"id {who.cgroup}, gone"
     return {
         "cloud": str(given.cloud),
         "dialect": given.dialect,

@@ -182,6 +182,40 @@ def test_what_goes_wrong_with_a_name_or_a_file_ends_nothing(
     assert world.audit.trouble is None
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["names that never come", "names that come then"])
+def test_who_is_ended_while_names_are_looked_up_loses_no_line(
+    lines: list[MutableMapping[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, again: bool
+) -> None:
+    """What was given just before the end is told once, and a name that could not be had is not said to be gone."""
+    world = World(file=str(tmp_path / "audit"))
+
+    async def hang(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def ended() -> None:
+        running = asyncio.create_task(world.audit.run())
+        await settle()
+        world.ask(3, who=Who(uid=1000, cgroup=7))
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "to_thread", hang)
+            await world.clock.advance(world.settings.seconds)
+            world.ask(2, who=Who(uid=1000, cgroup=8))
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            if not again:
+                await world.audit.last()
+        if again:
+            monkeypatch.setattr(cgroups, "names", lambda ids: {7: "/seven"})
+            await world.audit.last()
+
+    monkeypatch.setattr(module, "END_SECONDS", 0.01 if not again else 20.0)
+    asyncio.run(ended())
+    named = ["/seven", "id 8, gone"] if again else ["id 7", "id 8"]
+    assert [(line["cgroup"], line["count"]) for line in served(lines)] == list(zip(named, [3, 2], strict=True))
+    if again:
+        assert len(read(tmp_path / "audit")) == 2
+
+
 def test_a_strangers_words_stay_on_their_line(lines: list[MutableMapping[str, Any]]) -> None:
     """Whoever tells the counts is not believed either: what it says of a client is made plain once more."""
     world = World()
