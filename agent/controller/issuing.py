@@ -183,7 +183,13 @@ class Issuing:
             flight = asyncio.create_task(self._mint_id_token(audience), name="id token")
             self._id_flights[audience] = flight
             flight.add_done_callback(lambda done: self._id_flown(audience, done))
-        return await asyncio.shield(flight)
+        token = await asyncio.shield(flight)
+        if token is not None:
+            # Others had their turn since it was minted: it may speak for nobody any more.
+            served = google_source(self._store.state, self._clock.now())
+            if served is None or self._store.state.id_tokens.get(audience) != (token, served[0]):
+                raise Transient("what it was minted from was replaced since", code="replaced")
+        return token
 
     def _id_flown(self, audience: str, flight: asyncio.Task[IdToken | None]) -> None:
         self._id_flights.pop(audience, None)
@@ -209,6 +215,9 @@ class Issuing:
             if failed is not None:
                 raise failed
             if token is not None:
+                if token.expires_at <= self._clock.now():
+                    # A cache, or a wrong clock, hands out what is over.
+                    raise Transient("the identity token that was minted is over already", code="expired")
                 self._store.apply(IdTokenMinted(token, origin[0]), self._clock.now())
             return token
         raise Transient("what it was minted from was replaced again and again", code="replaced")

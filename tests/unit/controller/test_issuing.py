@@ -18,6 +18,7 @@ from agent.core.refresh import PAUSE_URGENT_SECONDS
 from agent.core.secret import Secret
 from agent.core.verdict import Policy
 from agent.core.view import Absent, Ended, Live, Origin
+from agent.identity.events import BundleRevoked
 from agent.sources.push import PushSource
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.controller.support import Call, Issued, World, events, looped
@@ -554,6 +555,40 @@ class TestIdTokens:
             world.issuer.gate.set()
 
             assert await asker is None
+            assert world.store.view_id_token("aud", world.clock.now()) is None
+
+    @pytest.mark.parametrize("event", [BundleRevoked(), None], ids=["withdrawn", "nothing"])
+    @looped
+    async def test_what_is_taken_away_before_the_asker_has_its_turn_is_not_given(
+        self, event: BundleRevoked | None
+    ) -> None:
+        """A token that was minted and kept, and whose identity went before its asker was woken, reaches nobody."""
+        world = World()
+
+        def answer(audience: str) -> IdToken:
+            if event is not None:  # the next thing that happens, before the asker hears of the token
+                asyncio.get_running_loop().call_soon(lambda: world.store.apply(event, world.clock.now()))
+            return id_token(world, audience)
+
+        world.issuer.id_answer = answer
+        async with world.running():
+            await self.serving(world)
+            asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
+            await asyncio.wait({asker})
+            if event is None:
+                assert asker.result() is not None
+            else:
+                assert isinstance(asker.exception(), Transient)
+
+    @looped
+    async def test_a_token_that_is_over_when_it_comes_is_not_given(self) -> None:
+        """What a cache hands out is a failure that passes, and is not kept."""
+        world = World()
+        world.issuer.id_answer = lambda audience: id_token(world, audience, minutes=0)
+        async with world.running():
+            await self.serving(world)
+            with pytest.raises(Transient, match="is over already"):
+                await world.controller.issuing.id_token("aud")
             assert world.store.view_id_token("aud", world.clock.now()) is None
 
     async def overtaken(self, world: World, grant_id: str = "sb") -> asyncio.Task[IdToken | None]:
