@@ -5,7 +5,7 @@ It is in core because the controller and the sources are neighbours that never i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Final, Literal, NoReturn, Protocol, runtime_checkable
 
@@ -32,11 +32,25 @@ STATE: Final = "state"
 OURS: Final = frozenset({COURIER, PUSH, STATE})
 """No source of the configuration may be named so: what it brings would be taken for that, or nobody would watch it."""
 
+ELSEWHERE: Final = "'s answers there"
+"""So ends what is said of a metadata service where the other cloud's answers (:class:`agent.upstream.OtherCloud`)."""
+
 OnError = Callable[[SourceError], None]
 """Where a source says that it is here but broken: once per failed attempt; the receiver counts them, and logs few."""
 
 OnSuccess = Callable[[], None]
 """Where a source says that it was reached and works, whether or not it holds a bundle."""
+
+
+def is_elsewhere(name: str, state: str, sources: Iterable[str]) -> bool:
+    """Whether a source is of the cloud that this machine is not in, and no fault: another is beside it.
+
+    Args:
+        name: of the source.
+        state: what it says of itself.
+        sources: the names of all. One image may be for both clouds.
+    """
+    return state.endswith(ELSEWHERE) and bool({*sources} - {"", name, *OURS})
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from agent.bundle.codes import Code
 from agent.core.counters import OUTCOMES, UNREADABLE, Counters
 from agent.core.model import Cloud
 from agent.core.served import CALLERS, REASONS
+from agent.core.source import is_elsewhere
 from agent.core.view import Ended, Live, Origin
 from agent.host.arrival import STATES
 from agent.identity import standing, until
@@ -129,9 +130,8 @@ class _Collector:
         refused = {**dict.fromkeys((*Code, UNREADABLE), 0), **counters.refused}
         yield _counter("bundles_refused", "Bundles refused.", ("code",), _rows(refused))
         yield _counter("source_failures", "Failed attempts of a source.", ("source",), _rows(counters.source_troubles))
-        yield _gauge(
-            "source_up", "1 while a source is well.", ("source",), [((n,), float(s == "ok")) for n, s in _pairs(vitals)]
-        )
+        here = [(name, state) for name, state in _pairs(vitals) if not is_elsewhere(name, state, vitals.sources)]
+        yield _gauge("source_up", "1 while a source is well.", ("source",), [((n,), float(s == "ok")) for n, s in here])
 
     def _credentials(self) -> Iterator[Metric]:
         """What was issued?"""

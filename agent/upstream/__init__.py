@@ -19,7 +19,7 @@ from agent.upstream.client import (
 )
 from agent.upstream.dates import just_modified
 from agent.upstream.guard import UpstreamRefused, origin_of
-from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2, by_gce, switched_off
+from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2, by_gce, speaks_gce, switched_off
 from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "just_modified",
     "origin_of",
     "read_authorities",
+    "speaks_gce",
     "switched_off",
 ]

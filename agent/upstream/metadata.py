@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 
 from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
+from agent.core.source import ELSEWHERE
 from agent.upstream.client import NotHere, OtherCloud, Reach, SwitchedOff, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
 from agent.upstream.whole import whole
@@ -37,7 +38,12 @@ _HOPS_HINT: Final = (
     "else see the route and the firewall to 169.254.169.254"
 )
 _TOKEN_MARGIN_SECONDS: Final = 120
-_TOKEN_MAX_BYTES: Final = 1024
+_TOKEN_MAX_BYTES: Final = 65_536
+"""Of an answer to the question for a session token: Google's own pages of 404 have 1604 bytes
+(googleapis/gcp-metadata#657). What is a token's own bound is the codec's business."""
+#: What Google's server says to whoever does not name it in a header, as in the question for a session token; GKE's
+#: leaves out its mark (googleapis/google-cloud-ruby#3750).
+_UNNAMED: Final = b'Missing required header "Metadata-Flavor": "Google"'
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
 #: whose presence makes both services refuse (their guard against being reached through a proxy). Neither is
 #: ``Accept-Encoding`` sent: answers are edited and kept for other clients here, so they are asked for uncompressed.
@@ -178,8 +184,8 @@ class Ec2Metadata:
                     raise _stranger(
                         f"status {answer.status} for an ec2 metadata token, where ec2 has given one", answer
                     )
-                if by_gce(answer):
-                    raise OtherCloud("no ec2 metadata service: google's answers there", server_time=answer.date)
+                if speaks_gce(answer):
+                    raise OtherCloud(f"no ec2 metadata service: google{ELSEWHERE}", server_time=answer.date)
                 raise NotHere(
                     f"no ec2 metadata service: status {answer.status} for a session token", server_time=answer.date
                 )
@@ -202,8 +208,8 @@ class Ec2Metadata:
 
     async def _refusal(self, answer: UpstreamResponse) -> UpstreamError:
         """What a 403 for a token means: see the class."""
-        if by_gce(answer):
-            return OtherCloud("no ec2 metadata service: google's answers there", server_time=answer.date)
+        if speaks_gce(answer):
+            return OtherCloud(f"no ec2 metadata service: google{ELSEWHERE}", server_time=answer.date)
         if by_ec2(answer):
             without = await self._upstream.request(
                 "GET",
@@ -298,7 +304,7 @@ class GceMetadata:
 
 def _no_gce(answer: UpstreamResponse) -> NotHere:
     if by_ec2(answer):
-        return OtherCloud("no gce metadata server: ec2's answers there", server_time=answer.date)
+        return OtherCloud(f"no gce metadata server: ec2{ELSEWHERE}", server_time=answer.date)
     return NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
 
 
@@ -319,6 +325,11 @@ def by_ec2(answer: UpstreamResponse) -> bool:
 def by_gce(answer: UpstreamResponse) -> bool:
     """Whether an answer is Google's own by its ``Metadata-Flavor``, which some hosts leave out of their errors."""
     return answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR
+
+
+def speaks_gce(answer: UpstreamResponse) -> bool:
+    """Whether what answers EC2's question for a session token is Google's server, also one that leaves out its mark."""
+    return by_gce(answer) or (answer.status == 403 and _UNNAMED in answer.body)
 
 
 def switched_off(token: UpstreamResponse, without: UpstreamResponse) -> bool:

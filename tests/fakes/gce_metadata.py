@@ -35,6 +35,7 @@ CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 CACHED_UNTIL = timedelta(minutes=5)
 """The server hands out one token until it has this much life left."""
 LONGEST_WAIT_SECONDS = 3600
+PAGE_BYTES = 1604  # of what says 404 (googleapis/gcp-metadata#657)
 LARGEST_GUEST_ATTRIBUTE_BYTES = 262144
 
 
@@ -401,7 +402,8 @@ class GceMetadataServer(Served):
         return self._respond(301, f"{path}/\n".encode(), "text/html", Location=location)
 
     def _error(self, status: int, text: str = "") -> web.Response:
-        body = f"{text}\n" if text else f"<!DOCTYPE html>\n<html lang=en>\n  <title>Error {status}</title>\n"
+        page = f"<!DOCTYPE html>\n<html lang=en>\n  <title>Error {status}</title>\n"
+        body = f"{text}\n" if text else page.ljust(PAGE_BYTES - 1) + "\n"
         return self._respond(status, body.encode(), "text/html; charset=UTF-8")
 
     def _respond(self, status: int, body: bytes, content_type: str, **more: str) -> web.Response:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from agent.core.source import OURS
+from agent.core.source import is_elsewhere
 from agent.doctor.checks.outside import clock_is_right
 from agent.doctor.facts import Bundles, Control, Facts, Held, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
@@ -19,8 +19,6 @@ REFRESH: Final = "credential-agent refresh"
 _KEYS: Final = "credential-agent pubkey"
 _SHOW: Final = "credential-agent config show "
 _TIME: Final = "timedatectl"
-_OTHER_CLOUD: Final = "'s answers there"
-"""What a source of the cloud that this machine is not in says (:class:`agent.upstream.OtherCloud`)."""
 
 _BY_SIGNERS: Final = frozenset({"signer", "signature", "issuer"})
 
@@ -104,7 +102,7 @@ def _source(held: Held, state: str, facts: Facts, *, in_force: bool) -> Finding:
 
 
 def _broken(name: str, why: str, path: str, facts: Facts) -> Finding:
-    if why.endswith(_OTHER_CLOUD) and _beside(name, facts):
+    if is_elsewhere(name, why, _named(facts)):
         return ok(SOURCE, f"this machine is in the other cloud: {why}", about=name)
     if "looks like a bundle" in why and path:
         command = f"credential-agent inspect {shlex.quote(path)}"
@@ -122,10 +120,11 @@ def _broken(name: str, why: str, path: str, facts: Facts) -> Finding:
     return fail(SOURCE, why, command, about=name)
 
 
-def _beside(name: str, facts: Facts) -> bool:
-    """Whether the configuration has a source beside that one, as in an image for both clouds."""
+def _named(facts: Facts) -> Iterator[str]:
+    """The names of all sources."""
     looked = () if isinstance(facts.bundles, Unknown) else facts.bundles.held
-    return bool({*(held.name for held in looked), *_status(facts).get("sources", ())} - {"", name, *OURS})
+    yield from (held.name for held in looked)
+    yield from _status(facts).get("sources", ())
 
 
 def bundle(facts: Facts) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from agent import config
 from agent.core.errors import UpstreamError, WireError
+from agent.core.source import ELSEWHERE
 from agent.daemon import compose
 from agent.doctor.facts import Clouds, Endpoint, Metadata, Service
 from agent.doctor.probes.settings import settings_of
@@ -19,7 +20,7 @@ from agent.host.clock import SystemClock
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints
 from agent.providers.regions import sts_url
-from agent.upstream import NotHere, OtherCloud, Reach, Upstream, UpstreamResponse, by_gce, origin_of, switched_off
+from agent.upstream import NotHere, OtherCloud, Reach, Upstream, UpstreamResponse, origin_of, speaks_gce, switched_off
 from agent.wire.ec2 import parse_token
 from agent.wire.names import (
     EC2_REGION_PATH,
@@ -93,8 +94,8 @@ async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
         return Service(
             name="ec2", state="hop-limit", why=f"status {answer.status} without a token", ahead_seconds=ahead
         )
-    if by_gce(token):
-        return Service(name="ec2", state="elsewhere", why="google's answers there")
+    if speaks_gce(token):
+        return Service(name="ec2", state="elsewhere", why=f"google{ELSEWHERE}")
     ahead = _ahead(token.date, clock)
     if token.status == 403:
         try:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.counters import Counters
+from agent.core.source import ELSEWHERE
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.host.arrival import STATES, Arrival
 from agent.host.process import Usage
@@ -128,3 +129,32 @@ def test_without_a_redirection_nobody_is_told_of_one() -> None:
     """A laptop, a container, a demo: no series, no line."""
     assert "redirect_state{" not in metrics(store(), Counters(), VITALS, START).decode()
     assert status(store(), Counters(), VITALS, START)["redirect"] is None
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ({"ec2-user-data": f"no ec2 metadata service: google{ELSEWHERE}", "gce-attribute": "ok"}, {"gce-attribute": 1}),
+        (
+            {
+                "ec2-user-data": "ok",
+                "gce-attribute": f"no gce metadata server: ec2{ELSEWHERE}",
+                "file": "it is not there",
+            },
+            {"ec2-user-data": 1, "file": 0},
+        ),
+        # By itself it is a mistake, and so is what is broken here.
+        ({"ec2-user-data": f"no ec2 metadata service: google{ELSEWHERE}"}, {"ec2-user-data": 0}),
+        ({"ec2-user-data": "status 503", "gce-attribute": "ok"}, {"ec2-user-data": 0, "gce-attribute": 1}),
+    ],
+)
+def test_a_source_of_the_other_cloud_is_not_down(sources: dict[str, str], told: dict[str, float]) -> None:
+    """An image for both clouds has a source of each; the one that cannot be here raises no alarm."""
+    text = metrics(store(), Counters(), msgspec.structs.replace(VITALS, sources=sources), START).decode()
+    found = {
+        sample.labels["source"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "credential_agent_source_up"
+    }
+    assert found == told

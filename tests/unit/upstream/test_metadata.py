@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, Upstream, UpstreamError, UpstreamRefused
+from agent.core.source import ELSEWHERE
+from agent.upstream import (
+    Ec2Metadata,
+    GceMetadata,
+    NotHere,
+    OtherCloud,
+    SwitchedOff,
+    Upstream,
+    UpstreamError,
+    UpstreamRefused,
+)
 from tests.fakes.clock import FakeClock
 from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
 from tests.fakes.net import Answer, Asked, Fault, InProcess, serve
@@ -57,6 +67,33 @@ def _through(asked: Asked, fake: FakeEc2Metadata) -> Answer:
     said = fake(asked)
     assert isinstance(said, Answer)
     return said
+
+
+GOOGLES = {
+    "a page, as it says of what is not there": Answer(
+        404, b"<!DOCTYPE html>".ljust(1604), {"Metadata-Flavor": "Google"}
+    ),
+    "a refusal": Answer(403, b'Missing required header "Metadata-Flavor": "Google"\n', {"Metadata-Flavor": "Google"}),
+    "a refusal of GKE's": Answer(
+        403, b'GKE Metadata Server encountered an error: Missing required header "Metadata-Flavor": "Google"\n'
+    ),
+}
+"""What Google's own server has been seen to say to whoever asks for EC2's session token (gcp-metadata#657 has the 1604
+bytes, google-cloud-ruby#3750 the refusal without a mark)."""
+
+
+@pytest.mark.parametrize("said", GOOGLES)
+def test_where_googles_server_is_ec2_is_not(said: str) -> None:
+    """The other cloud's service is known by its page, whatever its length, and by its own words."""
+
+    async def ask() -> None:
+        upstream = Upstream()
+        async with serve(lambda _: GOOGLES[said]) as url:
+            with pytest.raises(OtherCloud, match=ELSEWHERE):
+                await Ec2Metadata(upstream, FakeClock(), url).get("/latest/user-data")
+        await upstream.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
 
 
 STRANGERS: dict[str, Callable[[Asked, FakeEc2Metadata], Answer]] = {
