@@ -40,7 +40,8 @@ class Manager:
         self.after_restart: str | None = None  # how the unit is shown, whatever is said of the restart
         monkeypatch.setattr(systemctl, "call", self._call)
 
-    def _call(self, program: str, arguments: list[str]) -> str:
+    def _call(self, program: str, arguments: list[str], *, seconds: float = 0.0) -> str:
+        del seconds
         if arguments[0] == "show" and self.silent:
             raise HostError("systemctl show: no answer within 30 s")
         if arguments[0] == "show":
