@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,19 @@ USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
 _OTHER: Final = "credential-agent doctor says who answers, and whether that is another release"
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Around what reads an answer: one of another shape is another program's, or of another age.
+
+    Raises:
+        HostError: it is.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise HostError("expected an answer of the agent, got one of another shape", hint=_OTHER) from None
 
 
 class NoAnswerError(HostError):

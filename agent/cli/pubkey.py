@@ -24,6 +24,7 @@ from agent.wire import names
     is_flag=True,
     help="Print only the thumbprint of each key (RFC 7638). Bundles are addressed by it.",
 )
+@ask.understood()
 def pubkey(path: Path, as_json: bool, thumbprint: bool) -> int:
     """Print this worker's public keys.
 

@@ -25,6 +25,7 @@ _ANOTHER: Final = (
 @config_option
 @json_option
 @click.argument("file", type=click.File("rb"))
+@ask.understood()
 def push(path: Path, as_json: bool, file: Any) -> int:
     """Give the agent a sealed bundle.
 

@@ -21,6 +21,7 @@ REFRESH_SECONDS: Final = 45.0
 @click.command()
 @config_option
 @json_option
+@ask.understood()
 def refresh(path: Path, as_json: bool) -> int:
     """Make the agent look at every source now.
 

@@ -15,11 +15,13 @@ from agent.core.errors import HostError
 from agent.wire import names
 
 RELOAD_SECONDS: Final = 45.0
+_OUTCOMES: Final = ("applied", "refused", "later")
 
 
 @click.command()
 @config_option
 @json_option
+@ask.understood()
 def reload(path: Path, as_json: bool) -> int:
     """Make the agent read its configuration again.
 
@@ -30,6 +32,8 @@ def reload(path: Path, as_json: bool) -> int:
     if answer.status not in (200, 422):
         raise HostError(f"the agent did not reload: {answer.why()}")
     done = answer.document("outcome", "needs_restart")
+    if done["outcome"] not in _OUTCOMES:
+        raise HostError(f"expected what came of it from the agent, got {str(done['outcome'])[:40]!r}")
     if as_json:
         documents.tell("reload", done)
         return EX_CONFIG if done["outcome"] == "refused" else EX_OK

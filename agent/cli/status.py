@@ -36,6 +36,7 @@ _CLEAR: Final = "\033[H\033[2J"
     show_default=True,
     help="Seconds between looks of --watch.",
 )
+@ask.understood()
 def status(path: Path, as_json: bool, watch: bool, interval: float) -> int:
     """Show which identity this worker has, and until when.
 
@@ -46,12 +47,13 @@ def status(path: Path, as_json: bool, watch: bool, interval: float) -> int:
         _show_again(path, as_json=as_json)
         time.sleep(interval)
     document = _document(path)
+    live = any(cloud["state"] == "live" for cloud in document["clouds"].values())
     if as_json:
         documents.show(document)
     else:
         for line in _lines(document):
             click.echo(line)
-    return 0 if any(cloud["state"] == "live" for cloud in document["clouds"].values()) else EX_UNAVAILABLE
+    return 0 if live else EX_UNAVAILABLE
 
 
 def _show_again(path: Path, *, as_json: bool) -> None:

@@ -82,6 +82,7 @@ class Workers:
         self._find()
         self._path = path
 
+    @ask.understood()
     def answer(self, cloud: str) -> ask.Answer:
         """Ask for a credential. Raises HostError where nobody answers."""
         try:
@@ -174,6 +175,7 @@ class Watched:
         self._end = time.monotonic() + timeout
         self._document: Mapping[str, Any] = {}
 
+    @ask.understood()
     def answer(self, cloud: str) -> ask.Answer:
         """Look at it. Raises HostError where the agent does not say."""
         seconds = min(max(self._end - time.monotonic(), ANSWER_SECONDS[0]), ANSWER_SECONDS[1])

@@ -27,6 +27,7 @@ _WHOSE: Final = {"bundle": "from the bundle", "fallback": "the machine's own"}
 @click.command()
 @config_option
 @json_option
+@ask.understood()
 def whoami(path: Path, as_json: bool) -> int:
     """Show which identity your programs get here.
 
