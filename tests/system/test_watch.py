@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces, control groups"),
     pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (apt-get install nftables)"),
-    pytest.mark.skipif(leftovers.unified() is None, reason="needs control groups of version 2"),
 ]
 
 # Rules, what watches, and a group. A gate is what credential-agent-gate@.service loads, and comes again until it is heard:
@@ -48,8 +47,32 @@ soon names_the_group; echo kept with another of that name
 """
 
 
-def test_what_is_kept_refuses_whatever_became_of_a_slice(tmp_path: Path) -> None:
-    """A slice that was stopped hinders no copy, and one that is made anew is refused in it by its new number."""
+# The owner of the copy reads nothing before it may.
+HELD_UP = """#!/bin/sh
+case "$1" in -i) echo $$ >"$MAY.pid"; until test -e "$MAY"; do :; done ;; esac
+PATH=/usr/sbin:/usr/bin:/sbin:/bin exec nft "$@"
+"""
+BESIDE = """
+closed="inet credential_agent_closed"
+soon() { tried=0; until "$@" 2>/dev/null; do tried=$((tried + 1)); test $tried -lt 1000 || exit 1; done; }
+gate() {
+  nft "add chain $closed slice_$1; delete chain $closed slice_$1; add chain $closed slice_$1"
+  grep -qs "slice_$1 " "$KEPT"
+}
+is_kept() { nft list chain ${closed}_kept "slice_$1" >&2; }
+printf %s "$RULES" | nft -f -
+$SHELL -c "$WATCH" &
+for number in 1 2 3; do soon gate $number; done; echo heard
+touch "$MAY"
+for number in 1 2 3; do soon is_kept $number; done; echo kept
+kill -KILL "$(cat "$MAY.pid")"
+another() { gate 4; is_kept 4; }
+soon another; echo kept by another
+"""
+
+
+def _said(directory: Path, script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """What the script says beside what watches."""
     unit = (ROOT / "systemd/credential-agent-watch.service").read_text()
     (words,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.MULTILINE | re.DOTALL)
     for written, meant in (
@@ -57,19 +80,36 @@ def test_what_is_kept_refuses_whatever_became_of_a_slice(tmp_path: Path) -> None
         ("\\\\", "\\"),
         ("$$", "$"),
         ("%%", "%"),
-        ("/run/credential-agent-redirect", str(tmp_path)),
+        ("/run/credential-agent-redirect", str(directory)),
     ):
         words = words.replace(written, meant)
-    manager = tmp_path / "systemctl"
+    manager = directory / "systemctl"
     manager.write_text("#!/bin/sh\n")
     manager.chmod(0o755)
+    path = f"{directory}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script],
+        env={"PATH": path, "RULES": nft.refusal(), "WATCH": words, **env},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(leftovers.unified() is None, reason="needs control groups of version 2")
+def test_what_is_kept_refuses_whatever_became_of_a_slice(tmp_path: Path) -> None:
+    """A slice that was stopped hinders no copy, and one that is made anew is refused in it by its new number."""
     unified = leftovers.unified()
     assert unified is not None
     with leftovers.group(f"watched{os.getpid()}.slice") as group:
-        done = subprocess.run(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", SCRIPT],
-            env={"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin", "GROUP": str(Path(group.name).relative_to(unified)), "RULES": nft.refusal(), "WATCH": words},
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        done = _said(tmp_path, SCRIPT, GROUP=str(Path(group.name).relative_to(unified)))
     said = ["kept without a group", "kept with it", "kept all the while", "kept with another of that name"]
     assert done.stdout.splitlines() == said, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash --posix"])
+def test_gates_that_come_before_the_copy_is_there_wait_for_nothing(tmp_path: Path, shell: str) -> None:
+    """Whoever owns it may be slow to load it, or hang: the next gate ends it only where it has ended itself."""
+    slow = tmp_path / "nft"
+    slow.write_text(HELD_UP)
+    slow.chmod(0o755)
+    done = _said(tmp_path, BESIDE, MAY=str(tmp_path / "may"), KEPT=str(tmp_path / "kept.nft"), SHELL=shell)
+    assert done.stdout.splitlines() == ["heard", "kept", "kept by another"], done.stderr
