@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host import aliases, lasting, nft, ownership, systemctl, unroutable
+from agent.host import aliases, lasting, nft, nft_text, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
@@ -31,7 +31,7 @@ STEP_SECONDS: Final = 2.0
 _UNIT_SECONDS: Final = 10.0
 _MOST_DOUBTS: Final = 3
 # What a closed table leaves to those who led before it. (The rest of that table refuses, root's jobs in slices too.)
-_LEADING: Final = ("lead_output", "lead_forwarded")
+LEADING: Final = ("lead_output", "lead_forwarded")
 _NO_ANSWER: Final = (CrashedError, KilledError, LateError)
 
 
@@ -279,11 +279,8 @@ class Rules:
         Where somebody is led, by our rules or by those of a process before us, nobody is any more.
         """
         before = lasting.read()
-        end = ""
-        if names := _leading(is_library=self._owner is not None, seconds=self._left()):
-            chains = "".join(f"\tchain {name} {{ }}\n" for name in names)  # in the second copy they are not
-            end = f"table {nft.TABLE} {{\n{chains}}}\n"
-            end += "".join(f"flush chain {nft.TABLE} {name}\n" for name in names)
+        # (In the second copy they are not there.)
+        end = nft_text.emptied(nft.TABLE, _leading(is_library=self._owner is not None, seconds=self._left()))
         texts = [nft.refusal(before), nft.refusal()] if before else [nft.refusal()]
         return [text + end for text in texts]
 
@@ -293,8 +290,8 @@ def _leading(*, is_library: bool, seconds: float) -> tuple[str, ...]:
     try:
         text = "".join(ownership.listing(seconds=seconds)[:2]) if is_library else nft.show(seconds=seconds) or ""
     except HostError:
-        return _LEADING
-    return tuple(name for name in _LEADING if f"chain {name} {{" in text)
+        return LEADING
+    return tuple(name for name in LEADING if f"chain {name} {{" in text)
 
 
 def _there(seconds: float) -> tuple[str, ...]:

@@ -20,3 +20,11 @@ def chain(name: str, hook: str | None, rules: Sequence[str]) -> str:
 def elements(ranges: Iterable[tuple[int, int]]) -> list[str]:
     """Ranges as elements of a set."""
     return [str(low) if low == high else f"{low}-{high}" for low, high in ranges]
+
+
+def emptied(table: str, chains: Sequence[str]) -> str:
+    """The script after which these chains of the table are empty, there or not; for no chain the empty one."""
+    if not chains:
+        return ""
+    there = "".join(f"\tchain {name} {{ }}\n" for name in chains)
+    return f"table {table} {{\n{there}}}\n" + "".join(f"flush chain {table} {name}\n" for name in chains)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import nft, ranges
+from agent.host import enforcing, nft, nft_text, ranges
 from agent.host.bounds import Bounds
 from tests.system import machine as m
 
@@ -21,6 +21,7 @@ WORKERS = nft.Workers(((1000, 1999), (3000, ranges.MAX_UID - 1)), (), ("docker0"
 RULES: Mapping[str, str] = {
     "closed": nft.refusal(),
     "led": nft.ruleset(WORKERS, port=16925, agent_uid=998, bounds=Bounds(1024, 50)),
+    "led by nothing": nft.refusal() + nft_text.emptied(nft.TABLE, enforcing.LEADING),
     "refused": nft.ruleset(WORKERS, port=16926, agent_uid=998, closed=True),
     "removed": nft.removal(),
 }
