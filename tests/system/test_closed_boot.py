@@ -7,6 +7,7 @@ boot begins with no rules (:meth:`tests.system.machine.Machine.wipe`).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ METADATA = "169.254.169.254"
 UNIT = Path("etc/systemd/system/credential-agent-redirect.service")
 DAEMON = Path("etc/systemd/system/credential-agent.service")
 SOCKET = Path("etc/systemd/system/credential-agent.socket")
+WAITS_FOR_NFT = ("closed", "gate@", "redirect")
 MASKED = ("credential-agent-redirect.service", "credential-agent.service", "credential-agent.socket")
 
 # Another firewall, which comes late and does not know us.
@@ -271,13 +273,26 @@ def test_a_release_that_does_not_start_is_closed(world: World) -> None:
     assert machine.result("credential-agent", "redirect", "check").returncode != 0
 
 
-def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
+@pytest.mark.parametrize("how", ["cannot be begun", "hangs"])
+def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World, how: str) -> None:
     """A package half upgraded, a kernel without modules: workers have no route, the machine has; until it can be used."""
     world.off()
     library = next((world.disk.root / "usr/lib").glob("*/libnftables.so.1"))
+    program = world.disk.root / "usr/sbin/nft"
+    units = [world.disk.root / f"etc/systemd/system/credential-agent-{name}.service.d" for name in WAITS_FOR_NFT]
     library.rename(library.with_suffix(".gone"))
+    if how == "hangs":
+        program.rename(program.with_suffix(".gone"))
+        program.write_text("#!/bin/sh\nexec sleep infinity\n")
+        program.chmod(0o755)
+        for unit in units:  # what cannot be, is not waited for as long as it is in earnest
+            unit.mkdir()
+            (unit / "99-short.conf").write_text("[Service]\nTimeoutStartSec=3s\nTimeoutStopSec=3s\n")
     try:
         world.machine = machine = Machine(world.disk, world.cloud).boot(healthy=False)
+        # Whoever brings up a network waited until the way was gone.
+        said = machine.run("journalctl", "--boot", "--no-pager", "--output", "cat", "_PID=1")
+        assert 0 < said.index("Failed to start credential-agent-closed") < said.index("Reached target network-pre")
         # By networkd.conf(5) systemd-networkd takes away what it did not make, but for the kernel's own.
         assert "proto kernel" in machine.run("ip", "-d", "rule", "show", "pref", "170")
         for address in (METADATA, "fd00:ec2::254"):
@@ -292,7 +307,12 @@ def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
         )
     finally:
         library.with_suffix(".gone").rename(library)
-    machine.run("systemctl", "restart", "credential-agent-closed", "credential-agent-redirect")
+        if how == "hangs":
+            program.with_suffix(".gone").rename(program)
+            for unit in units:
+                shutil.rmtree(unit)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "credential-agent-closed", "credential-agent-redirect", seconds=150)
     world.bridge("zz9")
     world.served()
     assert "unreachable" not in machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
