@@ -290,3 +290,7 @@ def test_what_tmpfiles_makes_is_its_owners() -> None:
         )
     }
     assert "Z /var/lib/credential-agent - credential-agent credential-agent -\n" in made
+    # What clients follow to a socket of root's, with the directory or after it.
+    linked = {(line.split()[1], line.split()[-1]) for line in made.splitlines() if line.startswith("L ")}
+    sockets = [unit for unit in SOCKETS if lines(unit, "Symlinks")]
+    assert linked == {(lines(unit, "Symlinks")[0], lines(unit, "ListenStream")[0]) for unit in sockets}

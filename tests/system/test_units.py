@@ -301,6 +301,7 @@ ORDERS = [
     [("stop", AGENT), ("start", SOCKET)],
     [("stop", AGENT), ("start", SERVE)],
     [("stop", f"{AGENT} {SERVE} {WAY} {SOCKET} {SOCKET6}"), ("start", SERVE)],
+    [("stop", f"{AGENT} {SERVE} {WAY} {SOCKET} {SOCKET6}"), ("clean --what=runtime", AGENT), ("start", TARGET)],
     [("restart", f"{SERVE} {AGENT}")],
     [("restart --no-block", SERVE), ("restart --no-block", AGENT), ("restart --no-block", WAY)],
     [("kill --signal=KILL", SERVE)],
