@@ -26,7 +26,7 @@ def reload(path: Path, as_json: bool) -> int:
     """Make the agent read its configuration again.
 
     "systemctl reload credential-agent" runs this. Names the sections that need a restart. Exits 78 if the configuration
-    is refused: the former one then stays in force.
+    is refused, and says what of the former one stays in force: all of it, or what a file gave that cannot be read now.
     """
     answer = ask.control(control_socket(path), "POST", names.RELOAD_PATH, b"", timeout_seconds=RELOAD_SECONDS)
     if answer.status not in (200, 422):
@@ -38,7 +38,7 @@ def reload(path: Path, as_json: bool) -> int:
         documents.tell("reload", done)
         return EX_CONFIG if done["outcome"] == "refused" else EX_OK
     if done["outcome"] == "refused":
-        click.echo(f"credential-agent: refused, and what was in force stays so: {done['reason']}", err=True)
+        click.echo(f"credential-agent: refused: {done['reason']}", err=True)
         if done["hint"]:
             click.echo(f"  hint: {done['hint']}", err=True)
         return EX_CONFIG

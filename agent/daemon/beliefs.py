@@ -77,11 +77,13 @@ class Away:
     Attributes:
         reasons: why each is away, by the key of the configuration.
         files: by path, what the public files said when they were last read, by us or by the previous process.
+        keys: by entry, the worker's keys that it gave when it was last read by us.
     """
 
     def __init__(self, files: Mapping[str, str] | None = None, ask: Ask = directly) -> None:
         self.reasons: dict[str, str] = {}
         self.files: dict[str, str] = dict(files or {})
+        self.keys: dict[config.KeyEntry, list[keys.WorkerKey]] = {}
         self.ask: Ask = ask
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
@@ -97,12 +99,35 @@ class Away:
         return passing
 
 
-class NothingAway(Away):
-    """For a reload: a missing file is an error, and the content loaded before stays in force."""
+class Former(Away):
+    """For a reload: a file that cannot be read holds back no other, and what it gave before stays in force.
 
-    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - none is taken
-        """Tolerate nothing."""
-        return False
+    So what is taken away in one file, or in the configuration, is taken away whatever is wrong with another. A file
+    that is named for the first time is none of these: it may be a former one, whose path was mistyped.
+
+    Args:
+        before: what was read for what is in force.
+        stays: whether what is in force names that, too; it gets a key of the configuration.
+        ask: how files are asked.
+
+    Attributes:
+        fault: the first that was tolerated; ``None``: everything was read.
+    """
+
+    def __init__(
+        self, before: Away | None = None, stays: Callable[[str], bool] = lambda _key: False, ask: Ask = directly
+    ) -> None:
+        super().__init__(before.files if before is not None else None, ask)
+        self.keys.update(before.keys if before is not None else {})
+        self.fault: AgentError | None = None
+        self._stays = stays
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
+        """Take note of an error of a file that what is in force names."""
+        if not (passing and self._stays(key)):
+            return False
+        self.fault = self.fault or error
+        return super().takes(key, error)
 
 
 class Faults(Away):
@@ -183,7 +208,7 @@ def keyring(
     absent: list[str] = []
     ask = away.ask
     for index, entry in enumerate(settings.keys):
-        where = f"keys[{index}]"
+        where, before = f"keys[{index}]", len(found)
         try:
             match entry:
                 case config.FileKey():
@@ -224,7 +249,12 @@ def keyring(
             fault = ConfigError(f"{where}: {error.message}", hint=error.hint)
             if not away.takes(where, fault, passing=_could_be(entry, error)):
                 raise fault from None
-            absent.append(where)
+            del found[before:]
+            found += away.keys.get(entry, [])
+            absent += [] if away.keys.get(entry) else [where]
+        else:
+            away.keys[entry] = found[before:]
+    away.keys = {entry: away.keys[entry] for entry in settings.keys if entry in away.keys}
     return keys.Keyring(_distinct(found, away), absent=absent)
 
 

@@ -5,7 +5,7 @@ or a certificate authority replaces the file and expects that to suffice. Each f
 of three kinds, and a test checks that there is no fourth:
 
 * *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
-  running configuration is applied once more, whole or not at all;
+  running configuration is applied once more; what cannot be read stays as it was, and holds back no other;
 * *read at use*: the bundle itself, the file of its URL, bearer tokens, web identity tokens, and the certificate
   authorities too, which are also watched so that their mistakes are reported;
 * *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
@@ -199,25 +199,6 @@ def look_at(path: Path) -> Look | None:
         return None
 
 
-async def unread(seen: Looks, patience: Patience) -> Looks:
-    """How the files looked, but ``None`` for each that cannot be read just now: it is loaded once it can be."""
-
-    def look(path: Path, found: Look | None) -> Look | None:
-        try:
-            if found is not None:
-                read_plain(path, 1)
-        except OSError:
-            return None
-        return found
-
-    def all_of_them() -> Looks:
-        return {path: look(path, found) for path, found in seen.items()}
-
-    with contextlib.suppress(StalledError):
-        return await patience.ask(Path("a file that the configuration names"), all_of_them)
-    return seen
-
-
 def _digest(path: Path) -> str:
     return hashlib.sha256(read_plain(path, MAX_FILE_BYTES)).hexdigest()
 
@@ -260,6 +241,24 @@ class WatchedFiles:
         of = tuple(keys)
         failed = {file.path for file in self.named if file.key.startswith(of)}
         self.seen = {path: None if path in failed else look for path, look in self.seen.items()}
+
+    def keep(self, keys: Iterable[str], before: WatchedFiles) -> None:
+        """Something was wrong with what these keys name: what was loaded of it before is what is in force.
+
+        It is loaded again at each look, until it can be: it looks otherwise than what was loaded. Where nothing was,
+        any look is another one.
+        """
+        of = tuple(keys)
+        failed = {file.key: file.path for file in self.named if f"{file.key}.".startswith(tuple(f"{k}." for k in of))}
+        unasked = {file.path for file in self.named if not file.at_use} - self.seen.keys()
+        seen = {path: before.seen.get(path) if path in failed.values() else look for path, look in self.seen.items()}
+        self.seen = seen | {path: before.seen[path] for path in unasked & before.seen.keys()}
+        former = {one.path: one for one in before.loaded}
+        told = {one.key: one for one in self.loaded if one.key not in failed}
+        for key, path in failed.items():
+            if (one := former.get(str(path))) is not None:
+                told[key] = msgspec.structs.replace(one, key=key)
+        self.loaded = tuple(told[file.key] for file in self.named if file.key in told)
 
     def changed(self, seen: Looks) -> list[str]:
         """The keys of the files that look otherwise than when they were loaded."""

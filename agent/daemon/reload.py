@@ -1,7 +1,9 @@
-"""What is loaded anew? SIGHUP, and every change of a file that the configuration names, applied whole or not at all.
+"""What is loaded anew? SIGHUP, and every change of a file that the configuration names.
 
 A configuration that cannot be applied leaves the running one in force: a typing error must not cost a worker its
-identity. The log names what a reload did, and what needs a restart.
+identity. A file that the running one names as well is no such reason where it cannot be read: what it gave before stays
+in force, which is told as a refusal, and all the rest is applied. Else a signer who was taken away would be believed
+for as long as something is wrong with another's file. The log names what a reload did, and what needs a restart.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import structlog
 from agent import config, log
 from agent.controller import Controller
 from agent.core.clock import Clock
-from agent.core.errors import AgentError, HostError
+from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
 from agent.daemon.configured import Configured
-from agent.daemon.files import LOOK_SECONDS, looks_patiently, otherwise, unread
-from agent.daemon.loading import Found, loaded
+from agent.daemon.files import LOOK_SECONDS, looks_patiently, otherwise
+from agent.daemon.loading import Found, former, loaded
 from agent.daemon.looking import look_now
 from agent.daemon.once import Once
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
@@ -32,7 +34,7 @@ from agent.daemon.publish import Publisher
 from agent.daemon.ready import Readiness
 from agent.daemon.tokens import Rotation
 from agent.daemon.who import Who
-from agent.host.patience import Patience, StalledError
+from agent.host.patience import Patience
 from agent.host.quiet import Quiet
 from agent.sources.file import FileSource
 
@@ -63,6 +65,7 @@ def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a file that the configuration names is waited for while we run."""
+REST_APPLIED: Final = "; what it gave before stays in force, and the rest is applied"
 REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
 
@@ -70,7 +73,8 @@ class Reloaded(msgspec.Struct, frozen=True):
     """What came of a reload.
 
     Attributes:
-        outcome: ``applied``; ``refused``: what was in force stays so; ``later``: this process has not started yet.
+        outcome: ``applied``; ``refused``: what was in force stays so, or that of one file where ``reason`` says so;
+            ``later``: this process has not started yet.
         needs_restart: the sections that were changed and are not in force.
         reason: why it was refused.
         hint: what to do about that.
@@ -202,18 +206,13 @@ class Reloader:
             try:
                 await self.apply(changed=changed)
                 told = None
-            except StalledError as error:
-                # Another file does not answer, so this change cannot be applied. It is tried again, and logged once.
-                if told != (told := (error.message, changed)):
-                    self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
             except AgentError as error:
-                # The former files stay in force. This is logged once for each change, not at each look.
-                if told != (told := (error.message, changed)):
+                # This is logged once for each change, and tried again at each look: what errs for once changes no file.
+                if told != (told := (error.message, seen)):
                     self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
-                self._prepared.files.seen = await unread(seen, self._reader)
             except Exception as error:  # noqa: BLE001 - a file that we have no words for ends nobody's identity
-                self._log.error("work.crashed", work="files", error=type(error).__name__, exc_info=True)
-                self._prepared.files.seen = seen
+                if told != (told := (type(error).__name__, seen)):
+                    self._log.error("work.crashed", work="files", error=type(error).__name__, exc_info=True)
 
     async def follow_launched(self) -> None:
         """Trust the signers that the launch of this machine names, for as long as it names them."""
@@ -266,7 +265,7 @@ class Reloader:
         text: str | None = None,
         tolerant: bool = False,
     ) -> None:
-        """Put ``settings`` into force, with what their files hold now: all of it, or none.
+        """Put ``settings`` into force, with what their files hold now; see the module.
 
         Args:
             settings: the configuration; ``None``: the one in force, whichever that is once it is our turn.
@@ -275,19 +274,29 @@ class Reloader:
             tolerant: whether a missing file is only noted, as at a start.
 
         Raises:
-            ConfigError: a file is not what it should be.
+            ConfigError: a file is not what it should be. If what is in force names it too, the rest is applied.
             StalledError: a file does not answer.
         """
         async with self._applying:
             if settings is None:
                 settings, text = self.settings, self.file.text
-            away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
-            load = partial(loaded, settings, self._prepared, self._prepared.ephemeral, away)
-            found = await self._reader.ask(Path("a file that the configuration names"), load)
-            await self._token.look()  # before the files are written: it may be the operator's
-            if text is not None:
-                self.file.text = text
-            self._take(settings, found, changed)
+            prepared = self._prepared
+            silent = frozenset(file.path for file in prepared.files.named if file.key in self._silent)
+            away = former(self.settings, settings, prepared, silent=silent, tolerant=tolerant)
+            load = partial(loaded, settings, prepared, prepared.ephemeral, away)
+            # A call that has asked one of those is not waited for: it may never end.
+            asked = Path("a file that the configuration names") / ("and that answers" if silent else "")
+            found = await self._reader.ask(asked, load)
+            fault = None if tolerant else away.fault
+            if fault is None or settings != self.settings or found.files.seen != prepared.files.seen:
+                await self._token.look()  # before the files are written: it may be the operator's
+                if text is not None:
+                    self.file.text = text
+                differ = prepared.files.changed(found.files.seen)
+                self._take(settings, found, changed if fault is None else differ)
+            if fault is not None:
+                prepared.away = away
+                raise ConfigError(f"{fault.message}{REST_APPLIED}", hint=fault.hint)
 
     def _take(self, settings: config.Config, found: Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
@@ -295,18 +304,17 @@ class Reloader:
         fewer = not set(found.keyring.kids) >= set(opening.keyring.kids)
         opening.answer_to(settings.identity.audience, self._who.audiences)
         self.settings = settings
-        prepared.files, prepared.away, prepared.gid = found.files, found.away, found.gid
+        prepared.away, prepared.gid = found.away, found.gid
         opening.pinned, opening.keyring = found.trust, found.keyring
         # Of all that is trusted, not of the pins: one may be new, and narrow a signer that the launch has named.
-        narrower = not beliefs.trusts_at_least(opening.trust, trusted) or not opening.audiences >= before
+        if not beliefs.trusts_at_least(opening.trust, trusted) or not opening.audiences >= before:
+            self._controller.intake.review()  # before all that may break off
+        elif fewer:
+            self._controller.intake.verify_anew()  # what is in force stays: keys are changed while it is
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
         self.announce()
         log.set_up(level=settings.log.level, style=settings.log.format)
-        if narrower:
-            self._controller.intake.review()
-        elif fewer:
-            self._controller.intake.verify_anew()  # what is in force stays: keys are changed while it is
         self._controller.intake.reconsider()
         self._log.info(
             "reload.applied",
@@ -320,6 +328,7 @@ class Reloader:
             self._log.warning("reload.elsewhere", section="redirect", hint=REDIRECT_HINT)
         self.tell_absent_keys()
         self._hand_over()
+        prepared.files = found.files  # not before: what breaks off is done again at the next look
         for tell in self.applied:
             tell()
         if settings.keys != old.keys:

@@ -16,7 +16,7 @@ from agent import bundle, config, keys
 from agent.core.errors import ConfigError, Denied
 from agent.core.model import Cloud
 from agent.daemon import beliefs
-from agent.daemon.beliefs import Away, Faults, NothingAway
+from agent.daemon.beliefs import Away, Faults, Former
 from agent.daemon.opening import REMEMBERED, Opened, Opening
 from agent.providers import Mint
 from agent.upstream import Upstream
@@ -75,7 +75,7 @@ def keyring(
         mint_=cast("Mint", mint),
         credentials_directory=None if directory is None else str(directory),
         ephemeral=ephemeral,
-        away=away or NothingAway(),
+        away=away or Former(),
     )
 
 
@@ -98,7 +98,7 @@ class TestSigners:
                 entry(tmp_path / "a", issuers=("https://cp",), audiences=("urn:team",), max_lease_seconds=60),
                 entry(tmp_path / "b", issuers=("laptop:*",)),
             ),
-            NothingAway(),
+            Former(),
         ).signers
         assert [(one.issuers, one.audiences, one.max_lease) for one in found] == [
             (("https://cp",), ("urn:team",), timedelta(seconds=60)),
@@ -114,7 +114,7 @@ class TestSigners:
         text = public(path)
         public(other)
         settings = signers(entry(path), entry(other))
-        both = kids(beliefs.trust(settings, NothingAway()))
+        both = kids(beliefs.trust(settings, Former()))
         SPOILT[spoilt](path)
 
         away = Away()
@@ -128,7 +128,7 @@ class TestSigners:
         assert handed.files[str(path)] == text
 
         with pytest.raises(ConfigError, match=r"^signers\[0\]\.key: "):
-            beliefs.trust(settings, NothingAway())
+            beliefs.trust(settings, Former())
 
     def test_what_was_read_before_and_is_taken_no_more_is_away(self, tmp_path: Path) -> None:
         """It costs that signer alone at a restart too, as at a first start."""
@@ -151,7 +151,7 @@ class TestSigners:
         for name in "ab":
             public(tmp_path / name, of=key)
         settings = signers(entry(tmp_path / "a"), entry(tmp_path / "b", issuers=("laptop:*",)))
-        for away in (NothingAway(), Away()):
+        for away in (Former(), Away()):
             with pytest.raises(ConfigError, match=f"^signers: .*{key.kid}"):
                 beliefs.trust(settings, away)
         faults = Faults()
@@ -232,7 +232,7 @@ class TestKeys:
         """Twice is a mistake of the configuration, for each who looks."""
         key = private(tmp_path / "key")
         entries = (config.EphemeralKey(), *2 * (config.FileKey(path=str(tmp_path / "key")),))
-        for away in (NothingAway(), Away()):
+        for away in (Former(), Away()):
             with pytest.raises(ConfigError, match=f"^keys: .*{key.kid}"):
                 keyring(*entries, away=away)
         faults = Faults()

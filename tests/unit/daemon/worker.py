@@ -78,6 +78,8 @@ class Worker:
             clock=self.clock,
             rng=rng,
         )
+        self.prepared.opening.accepted = lambda: self.controller.durable.sealed
+        self.prepared.opening.in_force = lambda: self.store.bundle is not None
         self.publisher = Publisher(
             settings.environment,
             store=self.store,
