@@ -281,4 +281,5 @@ def _bundle(claims: Claims, content: Content, signer: Signer) -> Bundle:
         on_expiry=claims.on_expiry,
         set_aside=content.set_aside,
         signer=signer.name,
+        signer_kid=signer.kid,
     )

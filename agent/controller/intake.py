@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -35,7 +35,7 @@ from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import STATE, Ack, Source
 from agent.core.verdict import Accepted, Refused, Same
-from agent.identity.events import BundleResuming
+from agent.identity.events import BundleResuming, TrustNarrowed
 from agent.identity.store import Store
 from agent.identity.whose import Whose
 
@@ -276,12 +276,16 @@ class Intake:
         self._retries.retry_now()
         self._wake()
 
-    def review(self) -> None:
+    def review(self, kept: Iterable[str] = ()) -> None:
         """Evaluate the bundle in force again, soon and as a restart would: whom we believe, or who we are, has changed.
 
         It is evaluated before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
-        more must not be held over until its successor has a credential.
+        more must not be held over until its successor has a credential. What is held over cannot be evaluated again.
+
+        Args:
+            kept: the key ids of the signers who may say all that they might: what is held over of theirs stays.
         """
+        self._store.apply(TrustNarrowed(frozenset(kept)), self._clock.now())
         self.verify_anew()
         self._review.ask_for()
 

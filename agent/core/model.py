@@ -384,6 +384,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         lease_until: serve no longer than this, whatever the credentials say; ``None`` for no such bound.
         routes: the grant that each cloud is served from.
         on_expiry: what the sender asks for; ``None`` leaves it to the worker's configuration.
+        signer: what its signer is called here; ``signer_kid``: the key id of its signature.
         named: it is addressed to the machine by the name that a metadata service gave it, and in no other way: should
             that turn out to be another machine's name, the bundle was never ours.
     """
@@ -403,6 +404,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     on_expiry: OnExpiry | None = None
     set_aside: tuple[SetAside, ...] = ()
     signer: str = ""
+    signer_kid: str = ""
     recipient: str = ""
     origin: str = ""
     named: bool = False

@@ -173,13 +173,19 @@ def _signer(entry: config.SignerEntry, where: str, ask: Ask, text: str | None = 
     return named
 
 
+def kept(pinned: bundle.Trust, former: bundle.Trust) -> frozenset[str]:
+    """The key ids that ``pinned`` trusts in all that ``former`` did; a changed key under the old id is another key."""
+    now = [_bounds(signer) for signer in pinned.signers]
+    return frozenset(signer.kid for signer in former.signers if _bounds(signer) in now)
+
+
+def _bounds(signer: bundle.Signer) -> tuple[object, ...]:
+    return signer.kid, signer.key.public_jwk(), signer.issuers, signer.audiences, signer.max_lease
+
+
 def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
-    """Whether ``pinned`` trusts each key in all that ``former`` did; a changed key under the old id is another key."""
-    now, before = (
-        [(s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease) for s in trust.signers]
-        for trust in (pinned, former)
-    )
-    return all(signer in now for signer in before)
+    """Whether ``pinned`` trusts each key in all that ``former`` did."""
+    return len(kept(pinned, former)) == len(former.signers)
 
 
 def keyring(

@@ -58,6 +58,8 @@ class _Remnant(codec.Bearing, frozen=True, kw_only=True):
     ends: datetime | None
     name: str
     lease: datetime | None
+    stream: tuple[str, str] | None = None  # earlier versions said neither whose it was,
+    signer: str = ""  # nor who had signed that
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +140,20 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         except AgentError:
             return None
 
+    def since(self, memory: Memory) -> Handover:
+        """The same without what was withdrawn since, of another stream than that in force, say.
+
+        Args:
+            memory: the present one. A stream whose mark has moved was withdrawn, or has another bundle in force.
+        """
+
+        def stays(left: _Remnant) -> bool:
+            if left.stream is None:  # an earlier version left it: it may be of any stream
+                return memory.marks == self.memory.marks
+            return memory.mark(*left.stream) == self.memory.mark(*left.stream)
+
+        return msgspec.structs.replace(self, remnants=[left for left in self.remnants if stays(left)])
+
     def rest(self, clock: SystemClock, trust: bundle.Trust) -> tuple[list[Remnant], list[Waiting]]:
         """Credentials of earlier bundles, and retries, moved to our clock."""
         by = self.shift(clock)
@@ -147,7 +163,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
             for left in self.remnants:
                 if left.credential is not None and left.counts(left.ends):
                     ends = left.ends + by if left.ends is not None else None
-                    remnants_.append(Remnant(left.cloud, left.digest, left.credential, ends, left.name, left.lease))
+                    whose = left.name, left.lease, left.stream, left.signer
+                    remnants_.append(Remnant(left.cloud, left.digest, left.credential, ends, *whose))
         waiting = []
         for one in self.waiting:
             if codec.reckonable(one.again_at, one.failure.at):
@@ -192,6 +209,8 @@ def remnant(left: Remnant) -> _Remnant:
         ends=left.ends,
         name=left.name,
         lease=left.lease,
+        stream=left.stream,
+        signer=left.signer,
         **codec.either(left.credential),
     )
 

@@ -222,7 +222,7 @@ class Reloader:
         def changed() -> None:
             nonlocal before
             if not beliefs.trusts_at_least(opening.trust, before):
-                self._controller.intake.review()
+                self._controller.intake.review(beliefs.kept(opening.trust, before))
             before = opening.trust
             self._controller.intake.reconsider()
             self._hand_over()
@@ -307,8 +307,10 @@ class Reloader:
         prepared.away, prepared.gid = found.away, found.gid
         opening.pinned, opening.keyring = found.trust, found.keyring
         # Of all that is trusted, not of the pins: one may be new, and narrow a signer that the launch has named.
-        if not beliefs.trusts_at_least(opening.trust, trusted) or not opening.audiences >= before:
-            self._controller.intake.review()  # before all that may break off
+        same_audiences = opening.audiences >= before
+        if not beliefs.trusts_at_least(opening.trust, trusted) or not same_audiences:
+            kept = beliefs.kept(opening.trust, trusted) if same_audiences else ()
+            self._controller.intake.review(kept)  # before all that may break off
         elif fewer:
             self._controller.intake.verify_anew()  # what is in force stays: keys are changed while it is
         self._controller.reconfigure(compose.policy(settings))

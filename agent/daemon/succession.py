@@ -87,7 +87,7 @@ class Succession:
             if self._credentials.instance_id == store.memory.instance_id:
                 controller.restore_id_tokens(self._credentials.id_tokens)
         if self.left is not None:
-            controller.go_on(*self.left.rest(self._clock, trust))
+            controller.go_on(*self.left.since(store.memory).rest(self._clock, trust))
             if store.bundle is not None:
                 handover.go_on(sources, self.left.positions, controller.durable.sealed)
         if store.bundle is not None or store.memory.active is None:
@@ -126,7 +126,7 @@ class Succession:
         if left is None:
             return True
         known = replace(
-            left,
+            left.since(store.memory),
             uptime=uptime,  # newer than what it replaces, by the time of the process that left it
             now=left.now + timedelta(seconds=uptime - left.uptime),
             memory=store.memory,

@@ -40,6 +40,16 @@ class BundleRevoked(msgspec.Struct, frozen=True):
     """The bundle in force would not be resumed any more (its signer is not believed). The memory stays as it is."""
 
 
+class TrustNarrowed(msgspec.Struct, frozen=True):
+    """Some signer may say less than before, or we answer to fewer audiences.
+
+    Attributes:
+        kept: the key ids of those who may say all that they might.
+    """
+
+    kept: frozenset[str]
+
+
 class CredentialIssued(msgspec.Struct, frozen=True):
     """A credential was issued.
 
@@ -196,7 +206,8 @@ class Remnant(NamedTuple):
         digest: of the bundle *in force*, beside which it is served.
         ends: as in :class:`Holding`.
         name: under which it is listed.
-        lease: of the bundle that it came of.
+        lease: of the bundle that it came of; so are ``stream`` (issuer and subject) and ``signer`` (a key id). Those
+            two are empty where an earlier version left it.
     """
 
     cloud: Cloud
@@ -205,12 +216,15 @@ class Remnant(NamedTuple):
     ends: datetime | None
     name: str
     lease: datetime | None
+    stream: tuple[str, str] | None = None
+    signer: str = ""
 
 
 Event = (
     BundleAccepted
     | BundleBrought
     | BundleRevoked
+    | TrustNarrowed
     | CredentialIssued
     | IssuingFailed
     | IdTokenMinted

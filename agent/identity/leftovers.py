@@ -59,6 +59,6 @@ def remnants(state: State) -> list[Remnant]:
         return []
     digest = state.identity.bundle.digest
     return [
-        Remnant(cloud, digest, left.held.credential, left.held.counted_end, left.name, left.lease)
+        Remnant(cloud, digest, left.held.credential, left.held.counted_end, *left[1:])
         for cloud, left in state.identity.previous.items()
     ]

@@ -43,13 +43,15 @@ class Previous(NamedTuple):
     Attributes:
         name: under which it is listed.
         lease: of the bundle that it came of.
-        stream: issuer and subject of that bundle; ``None``: an earlier process left it.
+        stream: issuer and subject of that bundle; ``None``: an earlier version left it.
+        signer: the key id of its signature; empty: as there.
     """
 
     held: Held
     name: str
     lease: datetime | None
     stream: tuple[str, str] | None = None
+    signer: str = ""
 
     def live(self, now: datetime) -> bool:
         """Whether it may still be served."""

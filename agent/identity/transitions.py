@@ -7,6 +7,7 @@ event                  what it does
                        one serves is served until the new one has a credential. A withdrawal of what is in force: purged
 ``BundleBrought``      it counts as brought to this machine, and not only as found on it
 ``BundleRevoked``      purged; the memory stays
+``TrustNarrowed``      what an earlier bundle left goes, but for that of signers who are believed as before
 ``CredentialIssued``   the slot holds it (or knows that there is none), and what stands on it is due
 ``IssuingFailed``      the slot fails; what it holds stays
 ``IdTokenMinted``      kept for its audience
@@ -80,6 +81,7 @@ from agent.identity.events import (
     Ticked,
     TimeDoubted,
     TimePassed,
+    TrustNarrowed,
     Waiting,
 )
 from agent.identity.graph import reachable, ready, same_chain
@@ -133,9 +135,13 @@ def bundle_accepted(state: State, event: BundleAccepted, now: datetime, rng: ran
 
 def _left_nothing_of(state: State, stream: tuple[str, str]) -> State:
     """What was withdrawn is not served on because its successor, another sender's, has no credential yet."""
+    return _left_but(state, lambda one: one.stream not in {None, stream})
+
+
+def _left_but(state: State, stays: Callable[[Previous], bool]) -> State:
     if (identity := state.identity) is None:
         return state
-    rest = {cloud: one for cloud, one in identity.previous.items() if one.stream not in {None, stream}}
+    rest = {cloud: one for cloud, one in identity.previous.items() if stays(one)}
     if len(rest) == len(identity.previous):
         return state
     return changed(replace(state, identity=replace(identity, previous=rest)))
@@ -149,6 +155,11 @@ def bundle_brought(state: State, event: BundleBrought, now: datetime, _rng: rand
 def bundle_revoked(state: State, _event: BundleRevoked, now: datetime, _rng: random.Random) -> Step:
     """End the bundle in force without a withdrawal."""
     return _purged(state, now), APPLIED
+
+
+def trust_narrowed(state: State, event: TrustNarrowed, _now: datetime, _rng: random.Random) -> Step:
+    """Serve on nothing of a signer who may say less than before: its bundle cannot be evaluated again."""
+    return _left_but(state, lambda one: one.signer in event.kept), NOTHING
 
 
 def bundle_resuming(state: State, event: BundleResuming, _now: datetime, _rng: random.Random) -> Step:
@@ -197,7 +208,8 @@ def _left(state: State, cloud: Cloud, now: datetime) -> Previous | None:
         return None
     if slot.state.held is not None and slot.live(now):
         bundle = identity.bundle
-        return Previous(slot.state.held, answer.name, bundle.lease_until, (bundle.issuer, bundle.subject))
+        stream = (bundle.issuer, bundle.subject)
+        return Previous(slot.state.held, answer.name, bundle.lease_until, stream, bundle.signer_kid)
     return identity.previous.get(cloud)
 
 
@@ -491,7 +503,7 @@ def remnant_restored(state: State, event: Remnant, now: datetime, _rng: random.R
     held = slots.hold_again(event.credential, event.ends, now)
     if held.ends <= now or slot.live(now):
         return state, NOTHING
-    previous = {**identity.previous, cloud: Previous(held, event.name, event.lease)}
+    previous = {**identity.previous, cloud: Previous(held, *event[4:])}
     state = replace(state, identity=replace(identity, previous=previous))
     return changed(named(state, cloud, held.credential)), APPLIED
 
@@ -508,6 +520,7 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
     BundleAccepted: bundle_accepted,
     BundleBrought: bundle_brought,
     BundleRevoked: bundle_revoked,
+    TrustNarrowed: trust_narrowed,
     BundleResuming: bundle_resuming,
     CredentialIssued: credential_issued,
     IssuingFailed: issuing_failed,

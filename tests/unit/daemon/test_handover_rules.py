@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from agent.identity.events import Remnant, Waiting
 from tests.fakes.clock import START
 from tests.unit.identity.worlds import HOUR, aws_credential, google_token
 
+CREDENTIAL = aws_credential(START)
 SECOND = timedelta(seconds=1)
 
 
@@ -122,6 +124,35 @@ class TestTime:
         given = left(remnants=[one], waiting=[retry], signers=["a signer of yesterday"])
 
         assert given.rest(clock(), Trust(())) == ([], [retry])
+
+    @pytest.mark.parametrize(
+        ("stream", "later", "stays"),
+        [
+            (("cp", "team"), OURS, True),
+            (("cp", "team"), memory(("team", 4)), False),
+            (("cp", "team"), memory(("team", 3), ("other", 1)), True),
+            (None, OURS, True),
+            (None, memory(("team", 3), ("other", 1)), False),
+        ],
+        ids=["nothing", "its own", "another", "nothing, of an earlier version", "something, of an earlier version"],
+    )
+    def test_what_was_withdrawn_before_it_was_given_back_is_left_out(
+        self, stream: tuple[str, str] | None, later: Memory, *, stays: bool
+    ) -> None:
+        """What an earlier bundle left goes with a withdrawal of its stream, which came while the next was being opened."""
+        one = Remnant(Cloud.AWS, "d", aws_credential(START), None, "n", None, stream, "kid")
+        given = left(remnants=[handover.remnant(one)]).since(later)
+        assert given.rest(clock(), Trust(()))[0] == ([one] if stays else [])
+
+    def test_what_an_earlier_version_left_says_not_whose_it_was(self) -> None:
+        """It is taken all the same, and is anybody's: it goes with the first who is believed no longer."""
+        whole = handover.encode(left(remnants=[handover.remnant(Remnant(Cloud.AWS, "d", CREDENTIAL, None, "n", None))]))
+        written = json.loads(whole)
+        for name in ("stream", "signer"):
+            del written["remnants"][0][name]
+        given = codec.decode(json.dumps(written).encode(), Handover, version=handover.VERSION)
+        (remnant,), _ = given.rest(clock(), Trust(()))
+        assert (remnant.credential, remnant.stream, remnant.signer) == (CREDENTIAL, None, "")
 
     def test_what_cannot_be_reckoned_with_is_left_out(self) -> None:
         """An instant at the end of all time raises nothing later: neither an end, nor a retry, nor its failure."""

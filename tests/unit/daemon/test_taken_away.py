@@ -14,14 +14,16 @@ import structlog
 
 from agent import bundle, log
 from agent.core.errors import ConfigError
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, SealedBundle
+from agent.core.view import Live, Pending
 from agent.daemon import beliefs, files, loading, reload
 from agent.host.files import read_plain
-from tests.system.harness import ISSUER
+from tests.system.harness import AUDIENCE, ISSUER
 from tests.unit.daemon import test_following as following
 from tests.unit.daemon.test_following import OURS, pinned, play, sealed_by
 from tests.unit.daemon.test_reload_between import come_true, hung_up
 from tests.unit.daemon.worker import Worker
+from tests.unit.identity.worlds import role
 
 Look = Callable[[Any], Awaitable[None]]
 OTHER = bundle.SigningKey.generate("Ed25519")
@@ -117,12 +119,17 @@ def test_a_signer_whom_the_configuration_drops_goes_though_another_s_file_is_wro
     follow(tmp_path, scenario)
 
 
-def test_a_path_that_is_new_and_leads_nowhere_takes_nobody_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["signers", "environment"])
+def test_a_path_that_is_new_and_leads_nowhere_takes_nobody_away(tmp_path: Path, what: str) -> None:
     """It may be a former one that was mistyped: a typing error costs no worker its identity."""
 
     async def scenario(worker: Worker, look: Look, other: Path) -> None:
         before = worker.file.text
-        worker.configure(pins(other, tmp_path / "sender.jwk"))
+        nowhere = tmp_path / "nowhere" / "file"
+        if what == "signers":
+            worker.configure(pins(other, nowhere))
+        else:
+            worker.configure({**pins(other), "environment": {"file": nowhere}})
         for spoil in (lambda _path: None, SPOILT["absent"]):
             spoil(other)
             done = await worker.reloader.reload()
@@ -246,3 +253,36 @@ def test_what_breaks_off_as_it_is_applied_is_reviewed_and_applied_again(
         assert worker.prepared.files is before  # so that the next look does it once more
 
     play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("gone", ["the first", "another"])
+def test_what_the_bundle_before_left_goes_with_its_signer(tmp_path: Path, gone: str) -> None:
+    """Though the bundle in force, which has no credential yet, is of a signer who is believed."""
+
+    async def scenario(worker: Worker, _look: Look, other: Path) -> None:
+        third = pinned(worker, NEXT, "third.jwk")
+        worker.configure(pins(worker.signer_file, other, third))
+        await hung_up(worker)
+        now = worker.clock.now()
+        second = bundle.seal(
+            signer=OTHER,
+            recipients=[worker.key.recipient_key()],
+            issuer=ISSUER,
+            subject="team",
+            audiences=[AUDIENCE],
+            now=now,
+            grants=(role("r"),),
+            routes={Cloud.AWS: "r"},
+            seq=2,
+        )
+        for data in (sealed_by(worker, worker.signer), second):
+            ack = await worker.controller.intake.submit(SealedBundle(data, "push"))
+            assert ack.outcome == "accepted"
+        assert isinstance(worker.store.answer(Cloud.AWS, now), Live)
+        worker.configure(pins(*([other, third] if gone == "the first" else [worker.signer_file, other])))
+        await hung_up(worker)
+        assert isinstance(worker.store.answer(Cloud.AWS, now), Pending if gone == "the first" else Live)
+        assert worker.store.bundle is not None
+        assert worker.store.bundle.seq == 2
+
+    follow(tmp_path, scenario)
