@@ -34,6 +34,8 @@ AUDIENCE = bundle.audience_cluster("boot")
 ISSUER = "https://control.example"
 METADATA = "169.254.169.254"
 AUDIT = "[audit]\nseconds = 1.0\n"
+OTHER_GCE = '[[sources]]\nkind = "gce-attribute"\n'
+OTHER_EC2 = '[[sources]]\nkind = "ec2-user-data"\n'
 
 
 class Sender:
@@ -106,7 +108,8 @@ group = "credential-workers"
 
 
 EC2 = 'ec2 = "http://169.254.169.254"\ngce = "off"'
-GCE = 'ec2 = "off"\ngce = "http://169.254.169.254"'
+BOTH = 'ec2 = "http://169.254.169.254"\ngce = "http://169.254.169.254"'
+"""An image for both clouds: one of the two services is at the address."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,7 @@ def ec2_worker(image: Sequence[Path], sender: Sender, tmp_path_factory: pytest.T
     """A machine with a sealed bundle in its user-data."""
     with closing(Disk(tmp_path_factory.mktemp("ec2"), image)) as disk, m.ec2() as cloud:
         # A minute, which is the default, would be slept to its end before a reload of it counts.
-        sender.configure(disk.root, source="ec2-user-data", upstream=EC2, extra=AUDIT)
+        sender.configure(disk.root, source="ec2-user-data", upstream=BOTH, extra=AUDIT + OTHER_GCE)
         cloud.set_user_data(sender.seal())
         with Machine(disk, cloud) as machine:
             yield machine
@@ -558,7 +561,7 @@ def test_a_gce_worker_takes_the_bundle_of_its_attribute(
 ) -> None:
     """On Google: a worker's google-auth gets the user's token, root the machine's; a new attribute is taken at once."""
     disk = disks.enter_context(closing(Disk(tmp_path / "gce", image)))
-    sender.configure(disk.root, source="gce-attribute", upstream=GCE)
+    sender.configure(disk.root, source="gce-attribute", upstream=BOTH, extra=OTHER_EC2)
     attribute = json.dumps({"credential-bundle": sender.seal().decode()})
     with m.gce(attributes=repr(json.loads(attribute))) as cloud, Machine(disk, cloud) as machine:
         assert machine.run(*python(m.GOOGLE), uid=m.WORKER_UID).strip() == m.USER_TOKEN
