@@ -9,7 +9,7 @@ for as long as something is wrong with another's file. The log names what a relo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -86,6 +86,27 @@ class Reloaded(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
+class _Silent:
+    """The files that do not answer.
+
+    Attributes:
+        keys: of the configuration, that name them. They may have changed, and nobody would see it.
+    """
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self._log = structlog.get_logger()
+
+    def tell(self, silent: Iterable[str]) -> None:
+        """Log what has changed of that."""
+        now = set(silent)
+        for key in sorted(now - self.keys):
+            self._log.error("file.stalled", key=key, hint="what was loaded from it stays in force; look at its mount")
+        for key in sorted(self.keys - now):
+            self._log.info("file.answers", key=key)
+        self.keys = now
+
+
 class Reloader:
     """See the module.
 
@@ -141,7 +162,7 @@ class Reloader:
         self._token = Rotation(prepared.tokens, publisher, self._patience, changed=hand_over)
         self._applying = asyncio.Lock()
         self._asked: list[asyncio.Future[Reloaded]] = []
-        self._silent: set[str] = set()  # the keys of files that do not answer: they may have changed
+        self._silent = _Silent()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -189,7 +210,7 @@ class Reloader:
         before = self._prepared.files.seen
         told: object = None
         while True:
-            if before == self._prepared.files.seen and not self._silent:
+            if before == self._prepared.files.seen and not self._silent.keys:
                 differs = otherwise(lambda: self._prepared.files, self._token.path, self._token.seen)
                 await self._quiet.pause(differs, (*before, self._token.path))
             else:
@@ -197,7 +218,7 @@ class Reloader:
             await self._token.look()
             watched = self._prepared.files
             seen, silent = await looks_patiently(watched.named, self._patience, watched.seen)
-            self._tell_silent(silent)
+            self._silent.tell(silent)
             watched = self._prepared.files  # a reload may have come between
             settled, before = seen == before, seen
             if not settled or seen == watched.seen:
@@ -229,15 +250,6 @@ class Reloader:
 
         await launched.watch(changed)
         await asyncio.Event().wait()  # nowhere to look: this task must not end
-
-    def _tell_silent(self, silent: list[str]) -> None:
-        """Log which files do not answer, so that a change of them would not be seen."""
-        now = set(silent)
-        for key in sorted(now - self._silent):
-            self._log.error("file.stalled", key=key, hint="what was loaded from it stays in force; look at its mount")
-        for key in sorted(self._silent - now):
-            self._log.info("file.answers", key=key)
-        self._silent = now
 
     async def apply_late(self) -> None:
         """Take files that did not answer at the start, as soon as they do. Returns when all are taken."""
@@ -281,7 +293,7 @@ class Reloader:
             if settings is None:
                 settings, text = self.settings, self.file.text
             prepared = self._prepared
-            silent = frozenset(file.path for file in prepared.files.named if file.key in self._silent)
+            silent = frozenset(file.path for file in prepared.files.named if file.key in self._silent.keys)
             away = former(self.settings, settings, prepared, silent=silent, tolerant=tolerant)
             load = partial(loaded, settings, prepared, prepared.ephemeral, away)
             # A call that has asked one of those is not waited for: it may never end.

@@ -185,13 +185,13 @@ class TestFollowing:
                 await apply(*args, **more)
 
             worker.reloader.apply = noting  # type: ignore[method-assign]
-            await _looks(look, 5)
+            await looks_pass(look, 5)
             assert applied == []
             signer = bundle.SigningKey.generate("Ed25519")
             worker.signer_file.write_text(json.dumps({**signer.public_jwk(), "kid": signer.kid}))
             await look(lambda: applied)
             await look(lambda: worker.prepared.opening.pinned.signer(signer.kid) is not None)
-            await _looks(look, 5)
+            await looks_pass(look, 5)
             assert applied == [["signers[0].key"]]
 
         self.follow(tmp_path, scenario)
@@ -206,7 +206,7 @@ class TestFollowing:
                 said = lambda: [line for line in logs if line["event"] == "reload.refused"]  # noqa: E731
                 worker.signer_file.write_text("no key")
                 await look(said)
-                await _looks(look, 10)
+                await looks_pass(look, 10)
                 assert len(said()) == 1
                 assert worker.prepared.opening.pinned is before
             worker.signer_file.write_text(text + "\n")
@@ -241,7 +241,7 @@ class _Looks:
         """The test does."""
 
 
-async def _looks(look: Callable[[Any], Awaitable[None]], count: int) -> None:
+async def looks_pass(look: Callable[[Any], Awaitable[None]], count: int) -> None:
     """So many looks, at least."""
     left = iter(range(count))
     await look(lambda: next(left, None) is None)

@@ -84,7 +84,7 @@ def test_a_signer_who_is_replaced_goes_though_another_s_file_is_wrong(
             worker.controller.intake.step(worker.clock.boottime())
             await come_true(lambda: worker.store.bundle is None)
             await look(lambda: len(told()) == 2)
-            await following._looks(look, 5)
+            await following.looks_pass(look, 5)
             assert len(told()) == 2  # for each change once
             applied = [line["changed"] for line in logs if line["event"] == "reload.applied"]
             assert applied == [["signers[0].key"]]
@@ -217,7 +217,7 @@ def test_a_file_that_does_not_answer_holds_back_no_other(tmp_path: Path, monkeyp
 
         monkeypatch.setattr(reload, "looks_patiently", looks)
         try:
-            await following._looks(look, 2)
+            await following.looks_pass(look, 2)
             replaced(worker)
             await look(lambda: "next" in believed(worker))
             assert believed(worker) == {"next", "second"}

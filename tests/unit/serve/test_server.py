@@ -25,6 +25,9 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0  # it reads at once
+
     def close(self) -> None:
         """Nothing is held."""
 
