@@ -49,14 +49,20 @@ redirect() { "$PREFIX/bin/credential-agent" redirect "$@"; }
 
 # One at a time: a provisioner and cloud-init, a person and an unattended upgrade. (A child that outlives this has it too.)
 alone() {
-  local lock
+  local lock file=/run/credential-agent-install.lock
   mkdir -p /run
-  umask 077 # whoever can open it can hold it
-  exec {lock}>/run/credential-agent-install.lock
-  umask 022
-  flock --nonblock "$lock" && return 0
-  say "another run of this script is at work on this machine: waiting for its end (ten minutes at most)"
-  flock --timeout 600 "$lock" || die "the other run of this script has not ended: see who has /run/credential-agent-install.lock (fuser, lsof)"
+  while :; do
+    umask 077 # whoever can open it can hold it
+    exec {lock}>"$file"
+    umask 022
+    if ! flock --nonblock "$lock"; then
+      say "another run of this script is at work on this machine: waiting for its end (ten minutes at most)"
+      flock --timeout 600 "$lock" || die "the other run of this script has not ended: see who has $file (fuser, lsof)"
+    fi
+    # What was waited for may have taken the name away with all the rest: the next one would wait for another file.
+    if [ "$(stat -Lc %d:%i - <&"$lock")" = "$(stat -Lc %d:%i "$file" 2>/dev/null)" ]; then return 0; fi
+    exec {lock}>&-
+  done
 }
 
 # -- parts of installing ------------------------------------------------------------------------------------------------
@@ -684,6 +690,7 @@ do_uninstall() {
   else
     say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"
   fi
+  rm -f /run/credential-agent-install.lock
 }
 
 # -- the command line ---------------------------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ for uid in map(int, sys.argv[1:]):
 """
 
 
-def command(unit: str, root: Path) -> str:
+def command(unit: str, root: Path, *, setting: str = "ExecStart=") -> str:
     """What systemd hands to the shell, with the paths of a test in place of the machine's."""
     text = (REPOSITORY / "systemd" / unit).read_text()
-    found: str = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'(?: |$)", text, re.DOTALL | re.MULTILINE)[0]
+    found: str = re.findall(rf"^{re.escape(setting)}/bin/sh -c '(.*?)'(?: |$)", text, re.DOTALL | re.MULTILINE)[0]
     script = found.replace("\\\n", "").replace("$$", "$").replace("%%", "%").replace("\\\\", "\\")
     return script.replace("/etc/credential-agent", str(root)).replace("/opt/credential-agent", str(root / "opt"))
 
@@ -101,9 +101,11 @@ def test_rules_of_the_last_resort_name_whoever_was_a_worker(tmp_path: Path) -> N
     root = worked(tmp_path, "105\n700-705\n")
     programs = programs_of(root, TOOLS)
     (root / "script").write_text(command("credential-agent-closed.service", root))
+    (root / "after").write_text(command("credential-agent-closed.service", root, setting="ExecStopPost=+"))
     run = f"""
     ip link set lo up
-    PATH={programs} sh -c "$(cat {root}/script)" closed {root}/mark >&2
+    PATH={programs} sh -c "$(cat {root}/script)" closed {root}/mark >&2 && echo it has started
+    SERVICE_RESULT=exit-code PATH={programs} sh -c "$(cat {root}/after)" closed {root}/mark >&2
     test -e {root}/mark || echo no mark
     ip route add default dev lo
     for uid in 0 104 105 700 705 706 1000; do
