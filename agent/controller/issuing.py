@@ -25,8 +25,7 @@ from agent.core.model import Cloud, Credential, Grant, IdToken
 from agent.core.text import instant
 from agent.core.verdict import Failure, Work
 from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
-from agent.identity.standing import google_source
-from agent.identity.state import digest_of
+from agent.identity.standing import google_source, minted_from
 from agent.identity.store import Store
 
 _MOST_REPLACED: Final = 3
@@ -202,15 +201,14 @@ class Issuing:
             origin = google_source(self._store.state, now)
             if origin is None:
                 return None  # also where the identity that it was to speak for was withdrawn while it was minted
-            of = digest_of(self._store.state, origin[0])
+            whose = minted_from(self._store.state, now)
             self._id_pause.heed(origin[0])
             token, failed = None, None
             try:
                 token = await self._mint_id_token_from(origin, audience, now)
             except ProviderError as error:
                 failed = error
-            served = google_source(self._store.state, self._clock.now())
-            if served is None or served[0] != origin[0] or digest_of(self._store.state, served[0]) != of:
+            if minted_from(self._store.state, self._clock.now()) != whose:
                 continue  # whatever came of it says nothing of who is served now
             if failed is not None:
                 raise failed

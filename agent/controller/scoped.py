@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -13,29 +13,16 @@ import structlog
 from agent.controller.pause import Pause
 from agent.core.clock import Clock
 from agent.core.errors import ProviderError
-from agent.core.model import GoogleToken, Grant
+from agent.core.model import GoogleToken
 from agent.core.scopes import given_by, narrower
 from agent.identity.ahead import until_another
 from agent.identity.slots import Held, hold
-from agent.identity.standing import google_source
-from agent.identity.state import State, digest_of
+from agent.identity.standing import MintedFrom, google_source, minted_from
 from agent.identity.store import Store
 
 LEFT: Final = timedelta(minutes=10)
 """A token with less left is minted anew: clients ask on every call below five."""
 MOST: Final = 32
-
-
-class _Whose(NamedTuple):
-    """What a token was minted from: a grant, whose text may be the same in another bundle."""
-
-    grant: Grant
-    bundle: str
-
-
-def _whose(state: State, now: datetime) -> _Whose | None:
-    served = google_source(state, now)
-    return None if served is None or served[0] is None else _Whose(served[0], digest_of(state, served[0]))
 
 
 class Scoped:
@@ -55,11 +42,11 @@ class Scoped:
         self._seconds = seconds
         self._pause = Pause(clock)
         self._log = structlog.get_logger()
-        self._held: dict[tuple[str, ...], tuple[Held, _Whose]] = {}  # oldest first
+        self._held: dict[tuple[str, ...], tuple[Held, MintedFrom]] = {}  # oldest first
 
     def held(self, now: datetime) -> Iterator[tuple[tuple[str, ...], GoogleToken, datetime]]:
         """The tokens that may be handed out at ``now``: scopes, a token of the identity that is served, its end."""
-        served = _whose(self._store.state, now)
+        served = minted_from(self._store.state, now)
         for scopes, (held, whose) in self._held.items():
             token, last = held.credential, held.ends - LEFT
             if whose == served and now < last and isinstance(token, GoogleToken):
@@ -75,13 +62,14 @@ class Scoped:
         Raises:
             ProviderError: it failed.
         """
-        origin = google_source(self._store.state, self._clock.now())
+        now = self._clock.now()
+        origin = google_source(self._store.state, now)
         wanted = narrower(given_by(origin[0]), asked) if origin is not None else None
-        if origin is None or wanted is None:
+        whose = minted_from(self._store.state, now)
+        if origin is None or whose is None or wanted is None:
             return None
         grant, base = origin
         assert grant is not None
-        whose = _Whose(grant, digest_of(self._store.state, grant))
         self._pause.heed(grant)
         asked_at = self._clock.boottime()
         try:
@@ -97,7 +85,7 @@ class Scoped:
         except Exception as error:  # noqa: BLE001 - the controller's border: there is an ordinary token all the same
             self._log.error("scoped_token.crashed", error=type(error).__name__, exc_info=True)
             return None
-        if _whose(self._store.state, self._clock.now()) != whose:
+        if minted_from(self._store.state, self._clock.now()) != whose:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted
         # Counted on the clock that never steps, from before the request left.
         began = self._clock.now() - timedelta(seconds=self._clock.boottime() - asked_at)

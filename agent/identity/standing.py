@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from agent.identity.slots import Slot
 from agent.identity.state import (
     InForce,
     State,
+    digest_of,
     is_routed,
     lease_over,
     may_fall_back,
@@ -239,6 +240,19 @@ def google_source(state: State, now: datetime) -> tuple[Grant | None, Credential
             return slot.grant, source.credential if source is not None else None
         case _:
             return None
+
+
+class MintedFrom(NamedTuple):
+    """Whose a Google token is: a grant (``None``: the machine's own), whose text may be the same in another bundle."""
+
+    grant: Grant | None
+    bundle: str
+
+
+def minted_from(state: State, now: datetime) -> MintedFrom | None:
+    """Whose a token would be that is minted now; ``None``: Google is not served."""
+    source = google_source(state, now)
+    return None if source is None else MintedFrom(source[0], digest_of(state, source[0]))
 
 
 def id_token(state: State, audience: str, now: datetime) -> IdToken | None:

@@ -32,7 +32,6 @@ from agent.core.model import (
     WebTokenUrl,
 )
 from agent.core.secret import Secret
-from agent.providers import Mint, MintSettings
 from agent.providers.machine import ec2_machine, gce_machine
 from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
 from agent.sources.gce import GceAttributeSettings, GceAttributeSource
@@ -81,14 +80,7 @@ def minting(act: Callable[[World], Awaitable[Any]], machine: Cloud | None = None
     async def call(net: Bending) -> Any:
         world = World()
         net.routes = world.net.routes
-        way_out: Any = net
-        world.mint = Mint(
-            way_out,
-            MintSettings(region=region, allowed_origins=(BROKER,), machine=machine),
-            world.clock,
-            ec2=Ec2Metadata(way_out, world.clock, "http://ec2.metadata"),
-            gce=GceMetadata(way_out, "http://gce.metadata"),
-        )
+        world.go_out_by(net, region=region, allowed_origins=(BROKER,), machine=machine)
         return await act(world)
 
     return call

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,13 +100,23 @@ def _on_loopback(held: Held, address: str) -> bool:
     return address in held.net.at(held.net.host, "ip", "address", "show", "dev", "lo")
 
 
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[Held]:
+H = TypeVar("H", bound=Held)
+
+
+@contextmanager
+def leading(kind: type[H], place: Path) -> Iterator[H]:
+    """One that leads the workers of a network to an agent that answers."""
     with Lab() as net:
         net.serve_agent_that_answers()
-        holder = Held(net, tmp_path)
+        holder = kind(net, place)
         holder.start()
         holder.is_state("led")
+        yield holder
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    with leading(Held, tmp_path) as holder:
         yield holder
 
 

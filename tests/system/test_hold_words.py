@@ -16,7 +16,7 @@ from agent.cli.exits import EX_OK, EX_OSERR, EX_UNAVAILABLE
 from agent.host import nft
 from tests.system import lab
 from tests.system.lab import Lab
-from tests.system.test_hold import ALICE, KEEPS, METADATA, RESTARTED, Held, until
+from tests.system.test_hold import ALICE, KEEPS, METADATA, RESTARTED, Held, leading, until
 
 pytestmark = [
     pytest.mark.root,
@@ -105,11 +105,7 @@ class Troubled(Held):
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Troubled]:
-    with Lab() as net:
-        net.serve_agent_that_answers()
-        holder = Troubled(net, tmp_path)
-        holder.start()
-        holder.is_state("led")
+    with leading(Troubled, tmp_path) as holder:
         yield holder
 
 

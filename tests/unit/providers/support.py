@@ -63,17 +63,20 @@ class World:
                 "http://gce.metadata": self.gce,
             }
         )
-        settings.setdefault("region", REGION)
-        upstream: Any = self.net
-        self.mint = Mint(
-            upstream,
-            MintSettings(**settings),
-            self.clock,
-            ec2=Ec2Metadata(upstream, self.clock, "http://ec2.metadata") if on_ec2 else None,
-            gce=GceMetadata(upstream, "http://gce.metadata") if on_gce else None,
-        )
+        self.go_out_by(self.net, on_ec2=on_ec2, on_gce=on_gce, **settings)
         self.sts.role(READER)
         warm()
+
+    def go_out_by(self, out: Any, *, on_ec2: bool = True, on_gce: bool = True, **settings: Any) -> None:
+        """Have every request of the mint go out by ``out``, also those to the metadata services."""
+        settings.setdefault("region", REGION)
+        self.mint = Mint(
+            out,
+            MintSettings(**settings),
+            self.clock,
+            ec2=Ec2Metadata(out, self.clock, "http://ec2.metadata") if on_ec2 else None,
+            gce=GceMetadata(out, "http://gce.metadata") if on_gce else None,
+        )
 
     @property
     def now(self) -> datetime:

@@ -11,15 +11,13 @@ import pytest
 
 from agent.core.errors import KeyUnavailableError, SourceError, Transient, UpstreamError
 from agent.core.model import AwsAssumeRole, Cloud, GcpImpersonation, HttpBroker
-from agent.providers import Mint, MintSettings
 from agent.sources.https import HttpsSettings, HttpsSource
-from agent.upstream import Ec2Metadata, GceMetadata
 from tests.fakes.clock import FakeClock
 from tests.fakes.net import Answer
 from tests.fakes.wire import BROKEN, SAME, Pieces, Wire
 from tests.unit.bundle.kit import NOW, TRUST, WORLD
 from tests.unit.keys.test_kms import DIRECT, FOR_RSA, aws, gcp, gcp_key, p256_key
-from tests.unit.providers.support import BROKER, READER, REGION, ROBOT, World
+from tests.unit.providers.support import BROKER, READER, ROBOT, World
 
 from agent.keys import Keyring  # isort: skip
 
@@ -33,14 +31,8 @@ def minting(
 ) -> Callable[[Oddity, str], Awaitable[Any]]:
     async def call(oddity: Oddity, host: str) -> Any:
         world = World()
-        wire: Any = Wire(world.net.routes, oddity, host=host)
-        world.mint = Mint(
-            wire,
-            MintSettings(region=REGION, allowed_origins=(BROKER,), machine=machine),
-            world.clock,
-            ec2=Ec2Metadata(wire, world.clock, "http://ec2.metadata"),
-            gce=GceMetadata(wire, "http://gce.metadata"),
-        )
+        wire = Wire(world.net.routes, oddity, host=host)
+        world.go_out_by(wire, allowed_origins=(BROKER,), machine=machine)
         try:
             return await act(world)
         finally:
