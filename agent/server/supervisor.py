@@ -39,7 +39,12 @@ class Supervisor:
             asyncio.get_running_loop().add_reader(self._master.fileno(), self._hear, self._master)
 
     def _hear(self, master: socket.socket) -> None:
-        said, given = hear(master)
+        try:
+            said, given = hear(master)
+        except OSError:
+            return  # no memory for it just now: it is there yet
+        if said == LINK and given is None:
+            return  # there is no descriptor for it: whoever has its other end hears that it has ended, and ends us
         if given is not None and said == LINK:
             task = asyncio.get_running_loop().create_task(self._connect(given), name="a controller")
             self._connecting.add(task)
