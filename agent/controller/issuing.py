@@ -25,7 +25,7 @@ from agent.core.model import Cloud, Credential, Grant, IdToken
 from agent.core.text import instant
 from agent.core.verdict import Failure, Work
 from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
-from agent.identity.standing import google_source, minted_from
+from agent.identity.standing import google_source, lacks_base, minted_from
 from agent.identity.store import Store
 
 _MOST_REPLACED: Final = 3
@@ -201,6 +201,8 @@ class Issuing:
             origin = google_source(self._store.state, now)
             if origin is None:
                 return None  # also where the identity that it was to speak for was withdrawn while it was minted
+            if lacks_base(origin):
+                raise Transient("what it is minted from has no credential yet", code="base")
             whose = minted_from(self._store.state, now)
             self._id_pause.heed(origin[0])
             token, failed = None, None

@@ -17,7 +17,7 @@ from agent.core.model import GoogleToken
 from agent.core.scopes import given_by, narrower
 from agent.identity.ahead import until_another
 from agent.identity.slots import Held, hold
-from agent.identity.standing import MintedFrom, google_source, minted_from
+from agent.identity.standing import MintedFrom, google_source, lacks_base, minted_from
 from agent.identity.store import Store
 
 LEFT: Final = timedelta(minutes=10)
@@ -66,7 +66,7 @@ class Scoped:
         origin = google_source(self._store.state, now)
         wanted = narrower(given_by(origin[0]), asked) if origin is not None else None
         whose = minted_from(self._store.state, now)
-        if origin is None or whose is None or wanted is None:
+        if origin is None or whose is None or wanted is None or lacks_base(origin):
             return None
         grant, base = origin
         assert grant is not None

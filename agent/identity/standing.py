@@ -26,7 +26,7 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec.structs import replace
 
-from agent.core.model import AwsCredential, Cloud, Credential, Env, Grant, IdToken, mints_id_tokens
+from agent.core.model import AwsCredential, Cloud, Credential, Env, Grant, IdToken, base_of, mints_id_tokens
 from agent.core.secret import Secret
 from agent.core.verdict import SlotStatus
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
@@ -240,6 +240,12 @@ def google_source(state: State, now: datetime) -> tuple[Grant | None, Credential
             return slot.grant, source.credential if source is not None else None
         case _:
             return None
+
+
+def lacks_base(source: tuple[Grant | None, Credential | None]) -> bool:
+    """Whether nothing can be minted from ``source`` yet: what its grant stands on has no credential."""
+    grant, base = source
+    return grant is not None and base is None and base_of(grant) is not None
 
 
 class MintedFrom(NamedTuple):

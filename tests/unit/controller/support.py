@@ -17,7 +17,7 @@ from agent.controller import Controller
 from agent.core import issued
 from agent.core.errors import BundleError, FormatError
 from agent.core.history import Entry
-from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
+from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle, base_of
 from agent.core.source import Ack, OnError, OnSuccess, Source, Submit
 from agent.core.verdict import Memory, Policy
 from tests.fakes.clock import FakeClock, settle
@@ -63,6 +63,7 @@ class FakeIssuer:
         return sum(call.grant_id == grant_id for call in self.calls)
 
     async def issue(self, grant: Grant, base: Credential | None, now: datetime) -> Issued:
+        assert base is not None or base_of(grant) is None  # else it is an error of ours
         issued = await self._call(Call(now, None, grant.id, base))
         assert issued is not None
         return issued
@@ -71,6 +72,7 @@ class FakeIssuer:
         return await self._call(Call(now, cloud, "instance"))
 
     async def id_token(self, grant: Grant | None, base: Credential | None, audience: str, now: datetime) -> IdToken:
+        assert base is not None or grant is None or base_of(grant) is None  # else it is an error of ours
         self.id_calls.append(audience)
         await self.gate.wait()
         answer = self.id_answer(audience)

@@ -13,7 +13,16 @@ from msgspec.structs import replace
 
 from agent.controller import ISSUE_TIMEOUT_SECONDS
 from agent.core.errors import Denied, Transient
-from agent.core.model import Action, AwsCredential, Cloud, GcpServiceAccount, IdToken, OnExpiry, SealedBundle
+from agent.core.model import (
+    Action,
+    AwsCredential,
+    Cloud,
+    GcpImpersonation,
+    GcpServiceAccount,
+    IdToken,
+    OnExpiry,
+    SealedBundle,
+)
 from agent.core.refresh import PAUSE_URGENT_SECONDS
 from agent.core.secret import Secret
 from agent.core.verdict import Policy
@@ -23,6 +32,8 @@ from agent.sources.push import PushSource
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.controller.support import Call, Issued, World, events, looped
 from tests.unit.identity.worlds import HOUR, aws_credential, bundle, google, google_token, role, session
+
+READ = "https://www.googleapis.com/auth/devstorage.read_only"
 
 
 def machine(call: Call) -> Issued | None:
@@ -650,6 +661,28 @@ class TestIdTokens:
 
             assert world.store.origin(Cloud.GCP, world.clock.now()) is Origin.FALLBACK
             assert world.store.view_id_token("aud", world.clock.now()) is None
+
+    @looped
+    async def test_nothing_is_minted_before_the_base_has_a_credential(self) -> None:
+        """Who asks meanwhile is told to ask again, and has the ordinary access token; it is no error of ours."""
+        world = World()
+        world.issuer.id_answer = lambda audience: id_token(world, audience)
+        async with world.running() as logs:
+            await self.serving(world)
+            world.issuer.gate.clear()
+            robot = GcpImpersonation(id="robot", target_principal="r@p.example", base="sb")
+            newer = bundle(service_account("sb"), robot, seq=2, routes={Cloud.GCP: "robot"})
+            await world.submit(world.knows(b"two", newer))
+            asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
+            narrow = asyncio.create_task(world.controller.issuing.scoped.mint((READ,)))
+            await settle()
+            world.issuer.gate.set()
+            with pytest.raises(Transient, match="no credential yet"):
+                await asker
+            assert await narrow is None
+            await settle(40)
+            assert await world.controller.issuing.id_token("aud") is not None
+            assert not [line for line in logs if line["event"].endswith(".crashed")]
 
     @looped
     async def test_without_google_none_is_minted(self) -> None:
