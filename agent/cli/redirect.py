@@ -76,8 +76,6 @@ def apply(path: Path, user: str, only_print: bool) -> int:
         return _stay_refused(command)
     if holder is not None:
         return _told(command, holder.ask(command))
-    if arrival.is_holder(pid := os.environ.get("MAINPID", "")):
-        raise HostError(f"{arrival.STATE}: cannot be read, so process {pid} cannot be asked", hint="make room there")
     plan = make_plan(path, user)
     _load(plan)
     if os.path.lexists(_closed_file()):  # somebody closes: what he loads is there already, or comes after this
@@ -256,15 +254,20 @@ def _check_that_it_lasts() -> None:
 class _Holder:
     """The process that holds the rules, when there is one."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self.pid = int(document["pid"])
+    def __init__(self, pid: int, document: dict[str, Any]) -> None:
+        self.pid = pid
         self.by_command = document.get("by_command") is True  # whether it refuses workers because of ``close``
         self._first = document
 
     @classmethod
     def found(cls) -> _Holder | None:
         document = cls._document()
-        return cls(document) if document is not None and arrival.is_holder(document["pid"]) else None
+        if document is not None and arrival.is_holder(document["pid"]):
+            return cls(int(document["pid"]), document)
+        # On a full /run it has no state, or there is still that of the process before it: what anybody loads beside it
+        # it undoes, so it must be asked all the same.
+        pid = systemctl.main_pid(hold.UNIT)
+        return cls(pid, {}) if arrival.is_holder(pid) and heard.heeds(pid) else None
 
     def close(self) -> None:
         """Have it refuse workers, and wait until they are."""
@@ -281,7 +284,8 @@ class _Holder:
     def ask(self, command: str) -> dict[str, Any]:
         """Have it do something (a command of :mod:`agent.host.heard`), and wait until it has; its state then."""
         asked = time.monotonic()
-        former = "done" not in self._first  # of an earlier release: SIGUSR2 would end it
+        # Of an earlier release: SIGUSR2 would end it.
+        former, is_known = bool(self._first) and "done" not in self._first, bool(self._first)
         try:
             os.kill(self.pid, heard.SIGNALS[heard.APPLY if former and command == heard.RELOAD else command])
         except PermissionError:
@@ -289,12 +293,16 @@ class _Holder:
         except ProcessLookupError:
             raise HostError(f"process {self.pid}, which held the rules, has ended", hint="try again") from None
         end = asked + planning.PLAN_SECONDS + 5
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end and (is_known or now < asked + CLOSED_SECONDS):
             document = self._document()
+            is_known = is_known or document is not None
             if document is not None and self._has_done(command, asked, document):
                 return document
             time.sleep(0.05)
-        raise HostError(f"process {self.pid} does not answer", hint=arrival.HINT)
+        if is_known:
+            raise HostError(f"process {self.pid} does not answer", hint=arrival.HINT)
+        said = f"process {self.pid}, which holds the rules, was told, and whether it has done it is not known"
+        raise HostError(f"{arrival.STATE}: cannot be read: {said}", hint="make room there, then repeat")
 
     def _has_done(self, command: str, asked: float, document: dict[str, Any]) -> bool:
         done = document.get("done")
@@ -303,7 +311,7 @@ class _Holder:
         # An earlier release does not say what it has done, and an older one not by whom it is closed.
         if command == heard.CLOSE:
             return bool(document.get("by_command", document["state"] == "closed"))
-        return bool(document["plans"] > self._first["plans"])
+        return bool(document["plans"] > self._first.get("plans", 0))
 
     @staticmethod
     def _document() -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -15,6 +16,22 @@ from typing import Final
 APPLY, CLOSE, RELOAD = "apply", "close", "reload"
 SIGNALS: Final = MappingProxyType({APPLY: signal.SIGHUP, CLOSE: signal.SIGUSR1, RELOAD: signal.SIGUSR2})
 _PLANNED: Final = (APPLY, RELOAD)
+
+
+def heeds(pid: int, directory: Path = Path("/proc")) -> bool:
+    """Whether a process waits for every command, or lets it wait (proc_pid_status(5)).
+
+    One that has just begun does not yet: a command would end it, or be lost. It looks itself at what was commanded.
+    """
+    wanted, heeded = sum(1 << (number - 1) for number in SIGNALS.values()), 0
+    try:
+        for row in (directory / str(pid) / "status").read_text().splitlines():
+            name, _, mask = row.partition(":")
+            if name in {"SigBlk", "SigCgt"}:
+                heeded |= int(mask, 16)
+    except (OSError, ValueError):
+        return False
+    return heeded & wanted == wanted
 
 
 class Heard:

@@ -113,6 +113,18 @@ def is_active(unit: str) -> bool:
     return said.strip() == "active"
 
 
+def main_pid(unit: str) -> int:
+    """The main process of a unit; ``0``: it has none, or there is no systemd. Waits five seconds at most.
+
+    Raises:
+        HostError: systemd does not answer.
+    """
+    if not runs():
+        return 0
+    said = call("systemctl", ["show", "--property=MainPID", "--value", unit], seconds=5).strip()
+    return int(said) if said.isdigit() else 0
+
+
 def is_restarting(unit: str) -> bool:
     """Whether systemd ends a unit only to start it again; ``False`` in doubt.
 

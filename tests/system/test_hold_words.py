@@ -61,10 +61,11 @@ ownership.Connection.run, enforcing.Rules.load, ownership.give_back = run, load,
 """
 
 COMMAND = """
-import functools, pathlib, sys
+import functools, os, pathlib, sys
 from agent import cli
 from agent.cli import redirect
-from agent.host import arrival
+from agent.host import arrival, systemctl
+systemctl.main_pid = lambda unit: int(os.environ["HOLDER"])
 arrival.STATE, redirect.CLOSED_SECONDS = pathlib.Path(sys.argv[1]), 0.5
 arrival.read = functools.partial(arrival.read, arrival.STATE)
 sys.argv[1:] = ["redirect", *sys.argv[2:]]
@@ -88,7 +89,8 @@ class Troubled(Held):
         (config := self.directory / "config.toml").write_text("[redirect]\nunits = []\n")
         words = [sys.executable, "-I", "-c", COMMAND, str(self.directory / "run/state.json")]
         words += [command.replace("reload", "apply"), "--config", str(config)]
-        env = {**os.environ, **({"MAINPID": str(self.state()["pid"])} if command == "reload" else {})}
+        env = {**os.environ, "HOLDER": str(self.process.pid)}
+        env |= {"MAINPID": str(self.state()["pid"])} if command == "reload" else {}
         done = subprocess.run(
             ["ip", "netns", "exec", self.net.host, *words], capture_output=True, text=True, check=False, env=env
         )
@@ -208,6 +210,31 @@ def test_whom_a_plan_names_that_is_not_in_force_is_refused_at_the_next_boot_too(
         assert held.does("apply")[0] == EX_OSERR
         until(lambda: workers.read_text() == f"{BATCH}\n{BATCH + 2}\n", "both numbers")
         assert held.asked(BATCH) == "agent"
+
+
+def test_a_holder_that_can_write_no_state_does_what_it_is_told(tmp_path: Path) -> None:
+    """A full /run: what is loaded beside it it would put back, so it is told, and the command says what it cannot know."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        holder = Troubled(net, tmp_path)
+        (state := tmp_path / "run/state.json").mkdir(parents=True)
+        holder.start()
+
+        def answers(word: str) -> bool:
+            return holder.tables().count("credential_agent") == 4 and holder.asked() == word
+
+        until(partial(answers, "agent"), "the rules")
+        for command, answer in (("close", "refused"), ("apply", "agent"), ("close", "refused")):
+            status, said = holder.does(command)
+            assert (status, "state.json: cannot be read" in said) == (EX_OSERR, True), said
+            until(partial(answers, answer), answer)
+        net.nft("flush table inet credential_agent_closed")
+        until(lambda: "reject" in net.at(net.host, "nft", "list", "table", *nft.CLOSED.split()), "the closed table")
+        assert holder.asked() == "refused"
+        state.rmdir()
+        until(state.is_file, "its state")
+        assert holder.does("apply")[0] == EX_OK
+        assert holder.asked() == "agent"
 
 
 def test_who_closes_while_a_script_of_the_plan_is_refused_is_obeyed(held: Troubled) -> None:

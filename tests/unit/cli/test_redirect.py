@@ -18,7 +18,7 @@ from agent.cli import redirect as commands
 from agent.cli.exits import EX_CONFIG, EX_OK, EX_OSERR
 from agent.cli.redirect import redirect
 from agent.core.errors import HostError
-from agent.host import aliases, arrival, heard, hold, nft
+from agent.host import aliases, arrival, heard, hold, nft, systemctl
 
 # Stands where the holder stands: makes a plan, or closes, when it is told to.
 HOLDER = """
@@ -35,6 +35,12 @@ if told == signal.SIGHUP:
 state.with_suffix(".new").write_text(json.dumps({**document, **change}))
 os.replace(state.with_suffix(".new"), state)
 """
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without systemd, wherever this runs."""
+    monkeypatch.setattr(systemctl, "runs", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -306,14 +312,48 @@ def test_who_closes_beside_one_who_opens_without_a_holder_wins(
     assert holder.closed.exists()
 
 
-def test_a_holder_whose_state_cannot_be_read_is_not_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full /run: its reload loads nothing behind its back, and says that it did nothing."""
+@pytest.mark.parametrize("command", ["apply", "reload", "close"])
+@pytest.mark.parametrize("written", ["never", "later", "by the one before it"])
+def test_a_holder_whose_state_cannot_be_read_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, written: str
+) -> None:
+    """On a full /run: nothing is loaded behind its back, which it would undo; and nothing is said to be done that may not be."""
+    before = {"pid": 6, "done": BEFORE, "by_command": True, "state": "closed"} if "before" in written else None
+    done = {"done": LATER, **({"by_command": True, "state": "closed"} if command == "close" else {})}
+    holder = Holder(monkeypatch, tmp_path, *[before] * 4, *([done] if written == "later" else []))
+    loaded: list[str] = []
+    monkeypatch.setattr(nft, "run", loaded.append)
+    monkeypatch.setattr(systemctl, "main_pid", {hold.UNIT: 7}.__getitem__)
+    monkeypatch.setattr(heard, "heeds", lambda pid: pid == 7)
+    status, said = holder.does(command.replace("reload", "apply"), **({"MAINPID": "7"} if command == "reload" else {}))
+    assert loaded == []
+    assert holder.told == [heard.SIGNALS[command]]
+    words = {"never": "cannot be read", "later": "", "by the one before it": "does not answer"}[written]
+    assert (status, words in said) == (EX_OK if written == "later" else EX_OSERR, True)
+
+
+def test_a_holder_that_has_just_begun_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal would end it; it finds what was commanded, as any that starts meanwhile."""
     holder = Holder(monkeypatch, tmp_path, None)
     loaded: list[str] = []
     monkeypatch.setattr(nft, "run", loaded.append)
-    status, said = holder.does("apply", MAINPID="7")
-    assert (status, loaded) == (EX_OSERR, [])
-    assert "cannot be read" in said
+    monkeypatch.setattr(systemctl, "main_pid", lambda _unit: 7)
+    monkeypatch.setattr(heard, "heeds", lambda _pid: False)
+    assert holder.does("close")[0] == EX_OK
+    assert (holder.told, len(loaded), holder.closed.exists()) == ([], 1, True)
+
+
+def test_a_holder_whose_state_cannot_be_read_is_stopped_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would put back what is removed."""
+    Holder(monkeypatch, tmp_path, None)
+    order: list[str] = []
+    pids = [7, 0]
+    monkeypatch.setattr(systemctl, "main_pid", lambda _unit: pids.pop(0))
+    monkeypatch.setattr(heard, "heeds", lambda _pid: True)
+    monkeypatch.setattr(systemctl, "stop", order.append)
+    monkeypatch.setattr(nft, "run", lambda _script: order.append("removal"))
+    done = CliRunner().invoke(redirect, ["remove"])
+    assert (done.exit_code, order) == (0, [hold.UNIT, "removal"])
 
 
 def test_a_holder_that_ends_before_it_is_told_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

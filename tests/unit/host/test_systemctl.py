@@ -65,3 +65,17 @@ def test_in_doubt_it_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_template_stands_for_the_slice_of_its_instances(unit: str, expected: str | None) -> None:
     """All instances are in one, by the escaping of systemd.slice(5)."""
     assert systemctl.slice_of_template(unit) == expected
+
+
+@pytest.mark.parametrize(("said", "pid"), [("4711", 4711), ("0", 0), ("", 0)])
+@pytest.mark.parametrize("runs", [True, False])
+def test_the_main_process_of_a_unit_is_what_systemd_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, pid: int, *, runs: bool
+) -> None:
+    """Nobody is asked where it does not run."""
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "show --property=MainPID --value {UNIT}" ] && echo "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(tools, "SEARCH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(systemctl, "runs", lambda: runs)
+    assert systemctl.main_pid(UNIT) == (pid if runs else 0)
