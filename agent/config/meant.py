@@ -26,7 +26,10 @@ _SECTIONS: Final = ("redirect", "redirection", "workers")
 _ALIKE: Final = 0.75
 _DEEPEST: Final = 16
 _BETWEEN: Final = re.compile(r"[\s,;:]+")
-_NUMBER: Final = re.compile(r"[0-9]{1,10}(?:-[0-9]{1,10})?\Z")
+_NUMBER: Final = re.compile(r"[0-9]{1,10}\Z")
+# Two dots, a colon, any dash: what other tools, people and editors write between the ends of a range.
+_RANGE: Final = re.compile(r"(?<![\w.-])([0-9]{1,20})\s*(?:[-~:\u2010-\u2015\u2212]|\.{2,3}|to)\s*([0-9]{1,20})(?![\w.-])")
+_LAST_USER: Final = (1 << 32) - 3
 _MOST_NUMBER: Final = 1 << 64
 _UNIT: Final = re.compile(r".*\.(?:slice|service|scope)\Z")
 
@@ -61,9 +64,21 @@ def sorted_out(words: Iterable[str]) -> Meant:
     """What each word can be by its shape."""
     found: dict[str, dict[str, None]] = {"uids": {}, "users": {}, "units": {}}
     for word in filter(None, words):
+        if match := _RANGE.fullmatch(word.strip()):
+            found["uids"][_rising(*match.groups())] = None
+            continue
         kind = "uids" if _NUMBER.match(word) else "units" if _UNIT.match(word) else "users"
         found[kind][word] = None
     return Meant(**{kind: tuple(names)[: MOST[kind]] for kind, names in found.items()})
+
+
+def ranges_in(text: str) -> tuple[str, ...]:
+    """Every range of numbers in a text, however its ends are set apart, whichever comes first and however large it is.
+
+    Returns:
+        ``LOW-HIGH`` each, as the configuration writes them; without root, and up to the last uid that is a user's.
+    """
+    return tuple(_rising(*ends) for ends in _RANGE.findall(text))
 
 
 def by_unknown_keys(document: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
@@ -100,6 +115,11 @@ def words_in(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
                 yield from words_in(inner, f"{key}.{name}", deep - 1)
         case _:
             return
+
+
+def _rising(one: str, other: str) -> str:
+    low, high = sorted((int(one), int(other)))
+    return f"{min(max(low, 1), _LAST_USER)}-{min(max(high, 1), _LAST_USER)}"
 
 
 def _digits(number: int) -> Iterator[str]:

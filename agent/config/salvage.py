@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from agent.config.meant import MOST, by_unknown_keys, is_like_a_list, is_like_the_section, sorted_out, words_in
+from agent.config.meant import MOST, by_unknown_keys, is_like_a_list, is_like_the_section, ranges_in, sorted_out, words_in
 from agent.config.read import head
 from agent.config.schema import Redirect
 from agent.core.errors import ConfigError
@@ -18,7 +18,7 @@ _LISTS: Final = ("uids", "users", "units")
 _COMMENT: Final = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 _REMARK: Final = re.compile(r"#.*$", re.MULTILINE)
 _HEAD: Final = re.compile(r"""^[ \t]*\[+[ \t]*["']?([\w-]{1,64})([^\n\]]*)""", re.MULTILINE)
-_COLON: Final = re.compile(r"""((?<![\w-])["']?[\w-]{1,64}["']?\s*):""")
+_COLON: Final = re.compile(r"""((?<![\w-])(?!["']?[0-9]+\s*:)["']?[\w-]{1,64}["']?\s*):""")
 _LIST: Final = re.compile(r"""(?<![\w-])["']?([\w-]{1,64})["']?\s*=(?=([^=]*)(=?))""")
 _STRING: Final = re.compile(r""""([^"\n]*)"|'([^'\n]*)'""")
 _WORD: Final = re.compile(r"""[^\s"',\[\]{}]+""")
@@ -93,6 +93,8 @@ def _listed(key: str, value: str, *, more: bool) -> Iterator[str]:
     yield from _strings(value)
     lines = _REMARK.sub("", value.rpartition("\n")[0] if more and "\n" in value else value)
     yield from (_NUMBERS if key == "uids" else _WORD).findall(lines)
+    if key == "uids":
+        yield from ranges_in(lines)
 
 
 def _strings(value: str) -> Iterator[str]:

@@ -166,6 +166,27 @@ def test_a_name_in_the_wrong_list_is_known(tmp_path: Path) -> None:
     assert "c.slice" in named.units
 
 
+RANGES = [
+    ("150-100", "100-150"),
+    ("100..150", "100-150"),
+    ("100:150", "100-150"),
+    ("100 - 150", "100-150"),
+    ("100\u2013150", "100-150"),
+    ("0-150", "1-150"),
+    ("500-99999999999", "500-4294967293"),
+]
+
+
+@pytest.mark.parametrize(("written_so", "meant"), RANGES)
+def test_of_a_range_that_nobody_can_read_no_uid_is_left_open(tmp_path: Path, written_so: str, meant: str) -> None:
+    """Its ends alone are not who was meant: all between them are, whatever the key is called."""
+    path = written(tmp_path, f'[redirect]\nuids = ["{written_so}"]\nport = "x"\n')
+    assert meant in config.named_workers(path).uids
+    path = written(tmp_path, f'[redirect]\nuids = ["7", "{written_so}"\n')  # no TOML
+    assert meant in config.named_workers(path).uids
+    assert meant in config.load_redirect(written(tmp_path, f'[redirect]\nuid = "{written_so}"\n')).meant.uids
+
+
 def test_a_name_in_a_file_of_another_encoding_is_known(tmp_path: Path) -> None:
     """An editor may have stored the file as UTF-16."""
     path = tmp_path / "config.toml"
