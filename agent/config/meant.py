@@ -26,9 +26,11 @@ _SECTIONS: Final = ("redirect", "redirection", "workers")
 _ALIKE: Final = 0.75
 _DEEPEST: Final = 16
 _BETWEEN: Final = re.compile(r"[\s,;:]+")
-_NUMBER: Final = re.compile(r"[0-9]{1,10}\Z")
+_NUMBER: Final = re.compile(r"[0-9]{1,10}(?:-[0-9]{1,10})?\Z")
 # Two dots, a colon, any dash: what other tools, people and editors write between the ends of a range.
-_RANGE: Final = re.compile(r"(?<![\w.-])([0-9]{1,20})\s*(?:[-~:\u2010-\u2015\u2212]|\.{2,3}|to)\s*([0-9]{1,20})(?![\w.-])")
+_RANGE: Final = re.compile(
+    r"(?<![\w.-])([0-9]{1,20})\s*(?:[-~:\u2010-\u2015\u2212]|\.{2,3}|to)\s*([0-9]{1,20})(?![\w.-])"
+)
 _LAST_USER: Final = (1 << 32) - 3
 _MOST_NUMBER: Final = 1 << 64
 _UNIT: Final = re.compile(r".*\.(?:slice|service|scope)\Z")

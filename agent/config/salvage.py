@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from agent.config.meant import MOST, by_unknown_keys, is_like_a_list, is_like_the_section, ranges_in, sorted_out, words_in
+from agent.config.meant import (
+    MOST,
+    by_unknown_keys,
+    is_like_a_list,
+    is_like_the_section,
+    ranges_in,
+    sorted_out,
+    words_in,
+)
 from agent.config.read import head
 from agent.config.schema import Redirect
 from agent.core.errors import ConfigError
