@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.bundle import audience_aws_instance, audience_gcp_instance
 from agent.core.errors import WireError
@@ -51,11 +52,7 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         if answer.status == 200:
             identity = ec2_wire.parse_identity(answer.body)
         elif answer.status == 404:
-            # Emulators and some clouds have no identity document: the bare id is enough to tell machines apart.
-            bare = await ec2.get(names.EC2_INSTANCE_ID_PATH)
-            identity = ec2_wire.InstanceIdentity(
-                region="", instance_id=bare.decode("ascii", "replace").strip() if bare else None
-            )
+            identity = ec2_wire.InstanceIdentity(region="")
         else:
             # Not "there is none": a service that fails says nothing of who this machine is.
             raise UpstreamError(
@@ -63,6 +60,11 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
                 code="status",
                 pause_seconds=answer.pause_seconds,
             )
+        if not identity.instance_id:
+            # Emulators and some clouds have no identity document, or one that does not name the machine: the bare id is
+            # enough to tell machines apart.
+            bare = await ec2.get(names.EC2_INSTANCE_ID_PATH)
+            identity = replace(identity, instance_id=bare.decode("ascii", "replace").strip() if bare else None)
     except NotHere:
         return None
     except WireError as error:

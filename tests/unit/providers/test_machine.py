@@ -54,6 +54,8 @@ async def named(about: tuple[int, str], bare: tuple[int, str]) -> str | None:
         ((503, ""), PAGE),
         ((404, ""), PAGE),
         ((404, ""), (200, "i-0abc 12345")),
+        (document(""), PAGE),
+        (document(""), (503, "")),
         (document("<html>"), BARE),
         (document("i-0abc\\n"), BARE),
         (PAGE, BARE),
@@ -107,9 +109,10 @@ def test_gce_has_a_number_or_none(status: int, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["i-0abc12345", "i-0abc12345\n"])
-def test_a_bare_name_is_the_name_of_the_document(text: str) -> None:
+@pytest.mark.parametrize("nameless", [(404, ""), (200, '{"region": "eu-west-1"}'), document("")])
+def test_a_bare_name_is_the_name_of_the_document(nameless: tuple[int, str], text: str) -> None:
     """Whichever of the two a service has, the machine is called the same, or it would be another one tomorrow."""
-    names = {asyncio.run(named((404, ""), (200, text))), asyncio.run(named(document("i-0abc12345"), (404, "")))}
+    names = {asyncio.run(named(nameless, (200, text))), asyncio.run(named(document("i-0abc12345"), (404, "")))}
 
     assert names == {"aws:i-0abc12345"}
 
