@@ -34,6 +34,7 @@ from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
 from agent.daemon.succession import Succession
 from agent.daemon.tokens import session_token_key
+from agent.daemon.unending import unending
 from agent.daemon.who import Who
 from agent.host import systemd
 from agent.host.clock import SystemClock
@@ -186,8 +187,7 @@ class Restorer:
         self._late = late
         boot = left.memory.boot_id if late and left is not None else ""
         unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
-        answer = unknown if late else self._remembered.reading.result()
-        read, sealed, write, broken, self._who.boot_id, lived = answer
+        read, sealed, write, broken, self._who.boot_id, lived = unknown if late else self._remembered.reading.result()
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
         brought = Memory() if left is None else left.brought
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
@@ -224,7 +224,8 @@ class Restorer:
         opening.in_force, opening.policy = lambda: store.bundle is not None, lambda: store.state.policy
         before = left or self._noted
         self.controller.intake.awaited.go_on(() if before is None else before.awaited)
-        self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")
+        recall = unending(self._take_back_history, work="history of before", clock=self.clock)
+        self.recalling = asyncio.create_task(recall, name="history of before")
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
         self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")
         if left is not None:
@@ -239,8 +240,7 @@ class Restorer:
         self.resuming = asyncio.create_task(self._resume(name, found, write=write), name="resume")
         await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
-            # Replace a broken memory at once: the next start must not find an empty one, which allows the fallback.
-            # Where nothing can be written, this logs it, and tries again.
+            # At once: the next start must not find an empty memory, which allows the fallback. It is tried again.
             self.controller.durable.write()
 
     async def _take_back_history(self) -> None:

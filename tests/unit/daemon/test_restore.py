@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +19,7 @@ from agent.core.history import Entry
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
-from agent.daemon import disk, grace
+from agent.daemon import disk, grace, unending
 from agent.host.state import Lived, StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
@@ -400,8 +402,19 @@ class TestWhoItIs:
 
 
 class TestHistory:
-    def test_what_happened_before_is_taken_back_from_wherever_it_was_left(self, tmp_path: Path) -> None:
-        """A person sees one history, over restarts and stops; and the next process finds all of it on the disk."""
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_what_happened_before_is_taken_back_from_wherever_it_was_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+    ) -> None:
+        """A person sees one history, over restarts and stops; and the next process finds all of it on the disk.
+
+        Where there is no thread to read it just then it is read later.
+        """
+        read = StateDirectory.history
+
+        def at_the_second_try(state: StateDirectory) -> tuple[Entry, ...]:
+            monkeypatch.setattr(StateDirectory, "history", read)
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
         async def scenario(machines: Machines) -> None:
             await machines.live(OURS)
@@ -411,6 +424,9 @@ class TestHistory:
             }
             await machines.before.prepared.state.note((entries["on the disk"],))
             machines.leave(history=[entries["handed over"]])
+            if fails:
+                monkeypatch.setattr(unending, "AGAIN_SECONDS", 0.0)
+                monkeypatch.setattr(StateDirectory, "history", at_the_second_try)
             async with machines.start() as life:
                 seen = [(one.kind, one.about) for one in life.controller.history.entries]
                 assert {("renewed", about) for about in entries} < set(seen)
