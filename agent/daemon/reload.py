@@ -24,7 +24,7 @@ from agent.core.clock import Clock
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
-from agent.daemon.configured import Configured
+from agent.daemon.configured import Configured, Written
 from agent.daemon.files import LOOK_SECONDS, looks_patiently, otherwise
 from agent.daemon.loading import Found, former, loaded
 from agent.daemon.looking import look_now
@@ -66,6 +66,7 @@ def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
 PATIENCE_SECONDS: Final = 5.0
 """How long a file that the configuration names is waited for while we run."""
 REST_APPLIED: Final = "; what it gave before stays in force, and the rest is applied"
+STILL_BELIEVED: Final = "; nothing of it is in force, and these signers, whom it takes away or changes, are believed: "
 REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
 
@@ -84,6 +85,14 @@ class Reloaded(msgspec.Struct, frozen=True):
     needs_restart: list[str] = []
     reason: str | None = None
     hint: str | None = None
+
+
+def _refused(error: AgentError, running: config.Config, written: Written | None) -> Reloaded:
+    """What came of a reload that failed, by what is in force after it and what was to be."""
+    signers = running.signers if written is None else written.settings.signers
+    held = [entry.key for entry in running.signers if entry not in signers]
+    said = STILL_BELIEVED + ", ".join(held) if held else ""
+    return Reloaded("refused", reason=error.message + said, hint=error.hint)
 
 
 class _Silent:
@@ -184,14 +193,15 @@ class Reloader:
     async def _reload_all(self) -> None:
         asked, self._asked = self._asked, []
         done = Reloaded("refused", reason="it was broken off: see the log")
+        written = None
         try:
             # The configuration file may be on a disk that stalls, like the others.
             written = await self._reader.ask(Path("the configuration"), self.file.read)
             await self.apply(written.settings, text=written.text)
             done = Reloaded("applied", needs_restart=needs_restart(written.settings, self._loaded))
         except AgentError as error:
-            self._log.error("reload.refused", reason=error.message, hint=error.hint)
-            done = Reloaded("refused", reason=error.message, hint=error.hint)
+            done = _refused(error, self.settings, written)
+            self._log.error("reload.refused", reason=done.reason, hint=done.hint)
         finally:
             if not self._reloads.wanted:
                 self._readiness.reload_ended()

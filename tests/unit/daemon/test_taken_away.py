@@ -109,7 +109,7 @@ def test_a_signer_whom_the_configuration_drops_goes_though_another_s_file_is_wro
         assert done.outcome == "refused"
         assert done.reason is not None
         assert str(other) in done.reason
-        assert done.reason.endswith(reload.REST_APPLIED)
+        assert done.reason.endswith(reload.REST_APPLIED)  # and names nobody who is believed as before
         assert believed(worker) == {"second"}
         assert worker.file.text == worker.handed[-1] == worker.configuration.read_text()
         pinned(worker, NEXT)
@@ -121,7 +121,10 @@ def test_a_signer_whom_the_configuration_drops_goes_though_another_s_file_is_wro
 
 @pytest.mark.parametrize("what", ["signers", "environment"])
 def test_a_path_that_is_new_and_leads_nowhere_takes_nobody_away(tmp_path: Path, what: str) -> None:
-    """It may be a former one that was mistyped: a typing error costs no worker its identity."""
+    """It may be a former one that was mistyped: a typing error costs no worker its identity.
+
+    Whoever took somebody away by it is told that he is believed as before.
+    """
 
     async def scenario(worker: Worker, look: Look, other: Path) -> None:
         before = worker.file.text
@@ -134,7 +137,9 @@ def test_a_path_that_is_new_and_leads_nowhere_takes_nobody_away(tmp_path: Path, 
             spoil(other)
             done = await worker.reloader.reload()
             assert done.outcome == "refused"
-            assert reload.REST_APPLIED not in (done.reason or "")
+            assert done.reason is not None
+            assert reload.REST_APPLIED not in done.reason
+            assert done.reason.endswith(f"{reload.STILL_BELIEVED}{worker.signer_file}")
         assert believed(worker) == {"first", "second"}
         assert worker.file.text == before
 
