@@ -17,6 +17,7 @@ from agent.cli.options import config_option
 
 # Values that may be, or hold, a secret: URLs with a user or a query, and variables that an operator passes on.
 _URLS: Final = re.compile(r"(?:^|[._])(?:url|proxy|endpoint|ec2|gce)$|_url$")
+_ORIGINS: Final = "mint.allowed_origins"
 _VALUES: Final = frozenset({"environment.variables"})
 HIDDEN: Final = "..."
 
@@ -109,9 +110,17 @@ def shown(key: str, value: Any) -> Any:
     """The value without a secret."""
     if key in _VALUES and isinstance(value, dict):
         return dict.fromkeys(value, HIDDEN)
-    if isinstance(value, str) and _URLS.search(key):
+    if isinstance(value, list | tuple):
+        return [_origin(one) if key == _ORIGINS else shown(key, one) for one in value]
+    if isinstance(value, str) and (_URLS.search(key) or "://" in value):
         return _without_secret(value)
     return value
+
+
+def _origin(value: str) -> str:
+    """An origin as it is written, which may be a bare host; with anything else in it, as any URL."""
+    safe = _without_secret(value if "://" in value else f"https://{value}")
+    return safe if HIDDEN in safe else value
 
 
 def _without_secret(url: str) -> str:
@@ -124,7 +133,8 @@ def _without_secret(url: str) -> str:
     if not parts.scheme or not parts.hostname:
         return url if re.fullmatch(r"[a-z]{1,8}", url) else HIDDEN
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    more = f"/{HIDDEN}" if parts.path.strip("/") or parts.query or parts.username or parts.password else ""
+    others = (parts.path.strip("/"), parts.query, parts.fragment, parts.username, parts.password)
+    more = f"/{HIDDEN}" if any(others) else ""
     return f"{parts.scheme}://{host}{port}{more}"
 
 

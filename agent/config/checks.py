@@ -95,18 +95,20 @@ def is_url(value: str, *, user: bool = False) -> bool:
 
 
 def _wrong_urls(config: Config) -> Iterator[Fault]:
-    """URLs that no request could be made with: found when one is made, or by a start after a reload that took them."""
+    """URLs that no request could be made with: found when one is made, or by a start after a reload that took them.
+
+    What was got is not said: a pre-signed URL is a credential, and a user's name and password may stand in any.
+    """
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not (is_url(value) and re.fullmatch(r"https?://[^\s/?#]+", value)):
-            yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
+            yield Fault(key, 'expected "auto", "off" or a base URL such as "http://169.254.169.254"')
     for index, value in enumerate(config.mint.allowed_origins):
         url = value if "://" in value else f"https://{value}"
         if not is_url(url) or not re.fullmatch(r"[A-Za-z]+://[^/?#]+/?", url):
-            said = f'expected scheme, host and port only, such as "https://broker.example", got {value!r}'
+            said = 'expected scheme, host and port only, such as "https://broker.example"'
             yield Fault(f"mint.allowed_origins[{index}]", said)
     for key, value in _urls(config):
         if not is_url(value, user=True):
-            # Not what was got: a pre-signed URL is a credential.
             yield Fault(key, "expected http:// or https://, a host, and a port up to 65535 if any")
 
 

@@ -52,7 +52,7 @@ def _origin(entry: str) -> str:
     try:
         origin = origin_of(url)
     except UpstreamError as error:
-        raise ConfigError(f"allowed origin {entry!r}: {error.message}") from None
+        raise ConfigError(f"an allowed origin: {error.message}") from None
     if url.rstrip("/").count("/") > 2 or "?" in url or "#" in url:
-        raise ConfigError(f"allowed origin {entry!r}: expected scheme, host and port only", hint=f"write {origin!r}")
+        raise ConfigError("an allowed origin: expected scheme, host and port only", hint=f"write {origin!r}")
     return origin

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from agent.cli import config as room
+from agent.cli.check import check
+from tests.readme import _SECTIONS as SECTIONS
 
 SECRET = "s3cr3t"
 TEXT = f"""[listen]
@@ -80,3 +84,38 @@ def test_a_faulty_file_is_shown_with_its_faults(path: Path) -> None:
     assert done.return_value == 78
     assert "environment.nonsense: unknown key" in done.output
     assert 'control = "/c"' in done.output
+
+
+URLS = [f"https://user:{SECRET}@h.example", f"user:{SECRET}@h.example", f"https://h.example/{SECRET}"]
+URLS += [f"https://h.example/?sig={SECRET}", f"https://h.example#{SECRET}", f"http://user:{SECRET}@[bad"]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(("title", "struct"), SECTIONS, ids=[title for title, _ in SECTIONS])
+def test_no_key_shows_what_a_url_carries(tmp_path: Path, title: str, struct: type, url: str) -> None:
+    """Whichever key holds a URL, taken or refused, neither a value nor an error has more of it than scheme, host and port."""
+    path = tmp_path / "config.toml"
+    head, kind = title.split(" ", maxsplit=1)[0], re.search(r'kind = ".*"', title)
+    for field in msgspec.structs.fields(struct):
+        if not re.search(r"url|proxy|endpoint|origins|^ec2$|^gce$", field.name) or field.type is bool:
+            continue
+        for value in (f'"{url}"', f'["{url}"]'):
+            path.write_text("\n".join([head, kind[0] if kind else "", f"{field.name} = {value}", ""]))
+            for command, options in ((room.config, ["show"]), (check, ["--build"])):
+                for as_json in ([], ["--json"]):
+                    done = CliRunner().invoke(
+                        command, [*options, *as_json, "--config", str(path)], standalone_mode=False
+                    )
+                    assert SECRET not in done.output + repr(done.exception), (field.name, value, done.output)
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://a.example", "a.example", "a.example:8443", "http://[fd00::1]:80", "HTTPS://A.example/"]
+)
+def test_an_origin_without_a_secret_is_shown_as_written(tmp_path: Path, origin: str) -> None:
+    """Who looks up what a bundle may name finds it, a bare host too."""
+    path = tmp_path / "config.toml"
+    path.write_text(f'[mint]\nallowed_origins = ["{origin}"]\n')
+    done = CliRunner().invoke(room.config, ["show", "--json", "--config", str(path), "mint"])
+    values = {one["key"]: one["value"] for one in json.loads(done.stdout)["values"]}
+    assert values["mint.allowed_origins"] == [origin]
