@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -66,6 +67,32 @@ def read(path: Path) -> bytes:
     if str(path) == "-":
         return sys.stdin.buffer.read(files.MAX_INPUT_BYTES)
     return files.read(path)
+
+
+def spare_inputs(out: Path | None, inputs: Sequence[tuple[str, Path]]) -> None:
+    """Refuse to write over a file that the same command reads: a key that is replaced is lost.
+
+    Args:
+        out: where the output goes; ``-`` or ``None`` is stdout, to which a shell may have led a file.
+        inputs: what reads each (an option), and its path; ``-`` is stdin.
+
+    Raises:
+        UsageError: of click: it is one of them, by whatever name.
+    """
+    written = _file_of(out or Path("-"), standard=1)
+    for reader, path in inputs:
+        if written is not None and written == _file_of(path, standard=0):
+            name = "stdout" if out is None or str(out) == "-" else f"--out {out}"
+            raise click.UsageError(f"{name}: expected another file than {path}, which {reader} reads")
+
+
+def _file_of(path: Path, *, standard: int) -> tuple[int, int] | None:
+    """Which regular file it is, links followed; ``None``: none. Devices, pipes and terminals may be both."""
+    try:
+        found = os.fstat(standard) if str(path) == "-" else path.stat()
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def policy_of(path: Path | None) -> str | None:

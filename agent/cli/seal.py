@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from agent import bundle
-from agent.cli.inputs import keys_in, policy_of, read, variables_of
+from agent.cli.inputs import keys_in, policy_of, read, spare_inputs, variables_of
 from agent.cli.seal_options import DOCUMENTS, EXAMPLES, HOW, WHAT, WHERE
 from agent.core.errors import AgentError
 from agent.core.model import Action, Cloud, OnExpiry
@@ -47,9 +47,22 @@ def seal(**given: Any) -> None:
         given["seq"] is not None or (given["claims_file"] is not None and str(given["claims_file"]) == "-")
     ):
         raise click.UsageError("--watch seals more than once: leave out --seq, and give --claims a file")
+    if given["out"] is not None or given["to"] is None:
+        spare_inputs(given["out"], list(_inputs(given)))
     until = _sealed(given, datetime.now(UTC))
     if given["watch"]:
         _watch(given, until)
+
+
+def _inputs(given: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The files that are read: those of options, and those in which this computer's own identity is."""
+    yield from (("--recipient", path) for path in given["recipient"])
+    named = (("--signer", "signer"), ("--claims", "claims_file"), ("--policy", "policy"))
+    yield from ((option, given[name]) for option, name in named if given[name] is not None)
+    if given["from_boto"]:
+        yield from (("--from-boto", path) for path in local.aws_files())
+    if given["from_adc"] or given["to"] is not None:
+        yield "--from-adc" if given["from_adc"] else "--to", adc_file()
 
 
 def _watch(given: dict[str, Any], until: datetime | None) -> None:

@@ -278,7 +278,7 @@ def marks() -> dict[Cloud, str]:
 def _mark(cloud: Cloud) -> str:
     prefixes = ("AWS_",) if cloud is Cloud.AWS else ("GOOGLE_", "CLOUDSDK_", "GCLOUD_")
     seen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
-    for path in _aws_files() if cloud is Cloud.AWS else [adc_file()]:
+    for path in aws_files() if cloud is Cloud.AWS else [adc_file()]:
         try:
             seen.append(f"{path} {look_of(path.stat())}")
         except OSError:
@@ -294,7 +294,8 @@ def adc_file() -> Path:
     return Path(directory) / "application_default_credentials.json"
 
 
-def _aws_files() -> list[Path]:
+def aws_files() -> list[Path]:
+    """Where the AWS identity of this computer is, as the SDKs look for it: not all of them need be there."""
     home = _at_home("~/.aws")
     named = [
         _at_home(os.environ.get(name) or home / default)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -647,3 +648,56 @@ def test_inspect_says_once_where_json_breaks_off(desk: Desk) -> None:
     """The place of a mistake in JSON is told in one phrase."""
     desk.path("broken").write_text('{"a": "abc')
     assert "unterminated string starting at character 6" in desk.run("inspect", desk.path("broken")).text
+
+
+@pytest.mark.parametrize("way", ["itself", "relative", "link", "hard link", "descriptor"])
+@pytest.mark.parametrize("victim", ["me.jwk", "worker.pub", "claims.json", "policy.json", "credentials", "adc.json"])
+def test_seal_writes_over_nothing_that_it_reads(desk: Desk, victim: str, way: str) -> None:
+    """A file that the command reads is no place for its output, by whatever name; it stays as it was."""
+    desk.claims()
+    for name in ("policy.json", "credentials", "adc.json"):
+        desk.path(name).write_text("{}")
+    desk.patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(desk.path("credentials")))
+    desk.patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(desk.path("adc.json")))
+    desk.patch.chdir(desk.home)
+    file, other = desk.path(victim), desk.path("other")
+    before = file.read_bytes()
+    argv: list[object] = ["seal", "--from-boto", "--role-arn", "arn:aws:iam::111122223333:role/r", "--policy"]
+    argv += [desk.path("policy.json"), "--from-adc", "--claims", desk.path("claims.json")]
+    argv += ["--signer", desk.path("me.jwk"), "--recipient", desk.path("worker.pub"), "--out"]
+    with file.open("r+b") as opened:
+        if way == "link":
+            other.symlink_to(file)
+        elif way == "hard link":
+            other.hardlink_to(file)
+        names = {"itself": file, "relative": Path(victim), "descriptor": Path(f"/dev/fd/{opened.fileno()}")}
+        done = desk.run(*argv, names.get(way, other))
+    assert (done.code, done.out) == (64, b"")
+    assert "expected another file than" in done.err
+    assert file.read_bytes() == before
+
+
+def test_seal_writes_over_no_file_that_is_its_stdin_or_stdout(desk: Desk) -> None:
+    """What a shell led to the command is read or written too; a terminal or a pipe may be both."""
+    key, other = desk.path("me.jwk"), desk.path("worker.pub")
+    argv = [sys.executable, "-m", "agent", "seal", "--env", "MYAPP_A=b", "--recipient", str(other), "--signer"]
+    before = key.read_bytes()
+    with key.open("rb") as stdin, key.open("ab") as stdout:
+        for signer, out, streams in (("-", "/dev/stdin", (stdin, None)), (str(key), "-", (None, stdout))):
+            done = subprocess.run(
+                [*argv, signer, "--out", out],
+                stdin=streams[0] or subprocess.DEVNULL, stdout=streams[1] or subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == 64, done.stderr
+            assert "expected another file than" in done.stderr
+            assert key.read_bytes() == before
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(before)
+        ours.shutdown(socket.SHUT_WR)
+        end = theirs.fileno()
+        done = subprocess.run(
+            [*argv, "-"], stdin=end, stdout=end, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
