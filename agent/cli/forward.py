@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -99,7 +100,8 @@ What to add to the workers' user-data, so that they believe this computer:
 @click.option(
     "--signer",
     type=FILE,
-    help="File with your signing key. Default: a key in your configuration directory, made if it is missing.",
+    help="File with your signing key, which must be there. Default: a key in your configuration directory, made at "
+    "first use.",
 )
 @click.option("--keep", is_flag=True, help="At the end, leave the identity with the workers until it expires.")
 @click.option(
@@ -115,6 +117,7 @@ def forward(**given: Any) -> None:
     from agent import forward as face
 
     if given["launch_line"]:
+        _say_what_is_made(given["signer"])
         click.echo(face.launch_line(given["signer"]))
         return
     if [bool(given[one]) for one in ("dask", "ray", "ssh")].count(True) != 1:
@@ -143,10 +146,21 @@ def forward(**given: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
                 signal.signal(number, lambda *_: ended.set())
-        with begin(**_wanted(given)) as running:
+        wanted = _wanted(given)
+        _say_what_is_made(given["signer"])
+        with begin(**wanted) as running:
             status = _until(ended, running, once=given["once"])
     if not status.served:
         raise click.exceptions.Exit(EX_UNAVAILABLE)
+
+
+def _say_what_is_made(signer: Path | None) -> None:
+    """A first key: whoever expected another one (as another user, with another HOME) hears why workers refuse it."""
+    from agent.forward import signing
+
+    if signer is None and not os.path.lexists(path := signing.default_path()):
+        signing.named(None)
+        click.echo(f"made a signing key: {path}", err=True)
 
 
 @contextlib.contextmanager

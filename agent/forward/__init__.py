@@ -134,6 +134,6 @@ def launch_line(signer: str | Path | None = None) -> str:
     """The line for the workers' user-data that makes them believe this computer: it names your public key.
 
     Raises:
-        HostError: the key cannot be read or made.
+        HostError: the key cannot be read, or made where none is named.
     """
-    return signing.launch_line(signing.load(None if signer is None else Path(signer)))
+    return signing.launch_line(signing.named(signer))

@@ -32,8 +32,28 @@ def default_path() -> Path:
     return directory / "credential-agent" / "sender.jwk"
 
 
-def load(path: Path | None = None) -> bundle.SigningKey:
-    """The user's signing key; made, if there is none.
+def named(path: str | Path | None) -> bundle.SigningKey:
+    """The key of the file that the user names, which must be there; ``None``: the user's own.
+
+    A name that is mistyped makes no key: workers would refuse what it signs, and nobody would know why.
+
+    Raises:
+        UsageError: ``-``: whoever reads a standard input cannot read it again.
+        HostError, FormatError: as :func:`load`.
+    """
+    if path is None:
+        return load()
+    if str(path) == "-":
+        raise UsageError("signer: expected the name of a file, got '-'")
+    return load(Path(path), make=False)
+
+
+def load(path: Path | None = None, *, make: bool = True) -> bundle.SigningKey:
+    """The user's signing key.
+
+    Args:
+        path: where it is; ``None``: at :func:`default_path`.
+        make: whether one is made if there is none.
 
     Raises:
         HostError: it cannot be read or made, or others may read it.
@@ -44,6 +64,9 @@ def load(path: Path | None = None) -> bundle.SigningKey:
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
+            if not make:
+                hint = f"is its name right? credential-agent keygen --kind ed25519 --out {path} makes one"
+                raise HostError(f"{path}: there is no signing key", hint=hint) from None
             _make(path)
             continue
         except OSError as error:

@@ -53,7 +53,8 @@ class Wanted(TypedDict, total=False):
         without_evidence: send to every worker that is reached, without proof of its machine. Only over encrypted
             connections.
         issuer: the issuer of the bundles; by default ``laptop:USER@HOST``.
-        signer: the file of the signing key; by default one in your configuration directory, made at first use.
+        signer: the file of the signing key, which must be there. By default one in your configuration directory, made
+            at first use.
         on_exit: ``"withdraw"`` the identity at the end of the block, or let the workers ``"keep"`` it to its end.
         progress: say on stderr how it goes; by default if that is a terminal.
     """
@@ -121,8 +122,7 @@ def begin(
     if on_exit not in {"withdraw", "keep"}:
         raise UsageError(f'on_exit: expected "withdraw" or "keep", got {on_exit!r}')
     issuer = signing.check_issuer(wanted.get("issuer") or signing.default_issuer())
-    path = wanted.get("signer")
-    signer = signing.load(None if path is None else Path(path))
+    signer = signing.named(wanted.get("signer"))
     # A stream of its own: what ends here takes nothing away that another forwarding of the same person has brought.
     session = f"forward-{secrets.token_hex(6)}"
     courier = make(session, issuer)

@@ -82,3 +82,27 @@ def test_a_dask_cluster_that_cannot_be_reached_so(
     assert caught.value.code == (69 if said == "cannot connect" else 64)
     assert said in told
     assert "Traceback" not in told
+
+
+def test_a_key_is_made_only_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The user's own key is made once, and said; a name that is mistyped, or ``-``, makes none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def told(*argv: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["forward", *argv])
+        return (caught.value.code, *capsys.readouterr())
+
+    for argv in (["--launch-line"], ["--ssh", "w", "--env", "MYAPP_A=b", "--no-aws", "--no-gcp"]):
+        status, out, err = told(*argv, "--signer", "typo.jwk")
+        assert (status, out) == (71, "")
+        assert "typo.jwk: there is no signing key" in err
+        status, out, err = told(*argv, "--signer", "-")
+        assert (status, out) == (64, "")
+        assert "expected the name of a file" in err
+    assert list(tmp_path.iterdir()) == []
+    status, line, err = told("--launch-line")
+    assert (status, err) == (0, f"made a signing key: {tmp_path}/config/credential-agent/sender.jwk\n")
+    assert told("--launch-line") == (0, line, "")
+    assert told("--launch-line", "--signer", str(tmp_path / "config/credential-agent/sender.jwk")) == (0, line, "")
