@@ -50,9 +50,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
         finally:
             os.close(descriptor)
         temporary.replace(path)
-    except (OSError, MemoryError) as error:
+    except BaseException as error:  # Ctrl-C, too: what is left beside the file may be a private key
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError | MemoryError):
+            raise
         reason = os_reason(error) if isinstance(error, OSError) else "out of memory"
         raise HostError(f"{path}: cannot be written: {reason}") from None
     sync_directory(path.parent)

@@ -147,6 +147,21 @@ def test_an_error_at_any_step_keeps_the_old_file(
     assert "s3cret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupt_at_any_step_leaves_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Ctrl-C is the caller's; the old content stays whole, and no part of the new one lies about."""
+    (tmp_path / "f").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        break_step(patch, step, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(tmp_path / "f", b"s3cret", mode=0o600)
+
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert names(tmp_path) == {"f"}
+
+
 class Crash(BaseException):
     """The power went."""
 
@@ -157,6 +172,7 @@ def test_a_crash_at_any_step_keeps_the_old_file(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "f").write_bytes(b"old")
     with monkeypatch.context() as patch:
         break_step(patch, step, Crash())
+        patch.setattr(Path, "unlink", lambda _: None)  # whoever is dead cleans nothing up
         with pytest.raises(Crash):
             write_atomic(tmp_path / "f", b"new", mode=0o600)
     assert (tmp_path / "f").read_bytes() == b"old"
