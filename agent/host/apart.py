@@ -18,6 +18,8 @@ from agent.core.text import os_reason
 
 SECONDS: Final = 10.0
 _RETURNED, _RAISED = b"=", b"!"
+_LENGTH_BYTES: Final = 8
+"""Before all that it says: one that is killed as it says it has said nothing."""
 
 
 class CrashedError(HostError):
@@ -35,7 +37,7 @@ def _child(work: Callable[[], str], reader: int, writer: int) -> None:
         said = _RAISED + type(error).__name__.encode()
     finally:
         try:
-            _write(writer, said)
+            _write(writer, len(said).to_bytes(_LENGTH_BYTES, "big") + said)
         finally:  # also when nobody reads it any more: the child must not go on as its parent
             os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
 
@@ -77,10 +79,11 @@ def apart(work: Callable[[], str], *, what: str, seconds: float = SECONDS) -> st
         os.close(reader)
         os.kill(pid, signal.SIGKILL)  # until it is waited for, the number is its own
         status = os.waitpid(pid, 0)[1]
-    if not data:
+    length, said = data[:_LENGTH_BYTES], data[_LENGTH_BYTES:]
+    if not said or len(said) != int.from_bytes(length, "big"):
         raise CrashedError(f"{what} crashed: {_end(status)}")
-    text = data[1:].decode(errors="replace")
-    if data[:1] == _RAISED:
+    text = said[1:].decode(errors="replace")
+    if said[:1] == _RAISED:
         raise HostError(text)
     return text
 

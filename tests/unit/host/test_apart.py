@@ -21,6 +21,14 @@ def test_what_a_child_says_is_returned_or_raised() -> None:
         apart.apart(refused, what="it")
 
 
+@pytest.mark.parametrize("length", range(len(b"12345678=first\0second")))
+def test_what_a_child_has_not_said_whole_is_nothing(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """A child that is killed while it speaks (memory runs out, say) has crashed: half a list is another list."""
+    monkeypatch.setattr(apart, "_write", lambda descriptor, data: os.write(descriptor, data[:length]))
+    with pytest.raises(apart.CrashedError, match="SIGKILL"):
+        apart.apart(lambda: "first\0second", what="it")
+
+
 def test_a_child_that_nobody_hears_ends_all_the_same() -> None:
     """A child that cannot say what came of it must not go on as a second parent, from the middle of the first."""
 
