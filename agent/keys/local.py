@@ -116,7 +116,7 @@ def load_credential(directory: Path | None, name: str, *, kid: str | None = None
     """
     if not name or "/" in name or name in (".", ".."):
         raise HostError(f"a credential name must be a plain file name, got {name!r}")
-    if directory is None or not os.path.lexists(directory / name):
+    if directory is None or _is_absent(directory / name):
         return ()
     return _load(directory / name, kid=kid, kind="systemd", private_directory=True)
 
@@ -142,6 +142,17 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
             hint=f"chmod 600 {path}, or root:GROUP and 0640 where GROUP is the service's own",
         )
     return tuple(LocalKey(key, kind=kind) for key in bundle.OpeningKey.parse_all(raw, kid=kid))
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether it is not there. Where that cannot be told it may be: whoever reads it says what is wrong."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _private(found: os.stat_result) -> bool:

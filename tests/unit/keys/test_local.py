@@ -125,7 +125,10 @@ def test_a_credential_name_cannot_leave_its_directory(tmp_path: Path, name: str)
 
 
 def test_a_credential_that_the_machine_was_not_given_is_no_key(tmp_path: Path) -> None:
-    """Systemd starts a service without a credential it has not; so it is no key yet, and an unreadable one an error."""
+    """Systemd starts a service without a credential it has not; so it is no key yet, and an unreadable one an error.
+
+    So is one of which nobody can tell whether it is there: a reload keeps the key that it gave before.
+    """
     assert load_credential(None, "worker-key") == ()
     assert load_credential(tmp_path, "worker-key") == ()
     put(tmp_path / "worker-key", "", 0o400)  # what systemd 249 is told to pass instead
@@ -134,6 +137,9 @@ def test_a_credential_that_the_machine_was_not_given_is_no_key(tmp_path: Path) -
     (tmp_path / "worker-key").mkdir()
     with pytest.raises(HostError):
         load_credential(tmp_path, "worker-key")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(HostError, match="cannot read"):
+        load_credential(tmp_path / "loop", "worker-key")
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
