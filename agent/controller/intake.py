@@ -90,7 +90,7 @@ class Intake:
         self._durable = durable
         self._opener = opener
         self._sources = sources
-        self._acks: dict[str, Ack] = {}
+        self._acks: dict[tuple[str, str], Ack] = {}
         self._clock = clock
         self._verdicts = Verdicts(counters, history, store.tell, Seldom(clock.boottime))
         self._tasks = tasks

@@ -153,7 +153,7 @@ async def acknowledge(
     ack: Ack,
     told: Callable[[], Awaitable[bool]] | None,
     clock: Clock,
-    newest: dict[str, Ack],
+    newest: dict[tuple[str, str], Ack],
 ) -> None:
     """Tell a source its verdict, once it is true: a process that hangs is ended, or its service manager ends it.
 
@@ -162,13 +162,15 @@ async def acknowledge(
         ack: the verdict.
         told: whether each process that answers workers serves so; ``None``: it does.
         clock: time.
-        newest: by source, its last verdict, kept here. It is told that alone: nothing piles up or overtakes another.
+        newest: by source and its part, the last verdict, kept here. That alone is told: nothing piles up or overtakes
+            another.
     """
-    newest[ack.origin] = ack
+    place = ack.origin, ack.part
+    newest[place] = ack
     while told is not None:
         await clock.sleep(CONFIRMED_AGAIN_SECONDS)
         is_told = await told()
-        if newest.get(ack.origin) is not ack:
+        if newest.get(place) is not ack:
             return
         if is_told:
             break
@@ -187,6 +189,7 @@ def _ack(
 ) -> Ack:
     return Ack(
         origin=sealed.origin,
+        part=sealed.part,
         outcome=outcome,
         at=now,
         durable=durable,

@@ -58,6 +58,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         origin: the name of the source that submitted it.
+        part: which of that source's places; see :attr:`agent.core.model.SealedBundle.part`.
         outcome: ``accepted``; ``same`` if it was accepted already; ``refused``.
         at: when it was evaluated, aware UTC.
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
@@ -80,6 +81,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     bundle_id: str | None = None
     seq: int | None = None
     confirmed: bool = True
+    part: str = ""
 
 
 Submit = Callable[[SealedBundle], Awaitable[Ack | None]]

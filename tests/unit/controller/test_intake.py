@@ -61,16 +61,23 @@ class TestVerdicts:
 
     @looped
     async def test_of_what_is_not_confirmed_a_source_hears_of_the_newest(self) -> None:
-        """While a process hangs nothing piles up by what comes meanwhile, and no verdict overtakes a later one."""
+        """While a process hangs nothing piles up by what comes meanwhile, and no verdict overtakes a later one.
+
+        A verdict on what is in another place of that source (the project's attribute, say) is no later one, and is not
+        to be taken for it.
+        """
         world = World()
         async with world.running():
             world.unconfirmed = [False] * 8
             for seq in (7, 8, 9):
                 await world.submit(world.knows(b"%d" % seq, bundle(session(), seq=seq)))
             assert world.source.acks == []
+            theirs = world.knows(b"theirs", SealError("no key of ours opens it", code="recipient"))
+            await world.submit(theirs, part="project")
             for _ in range(8):
                 await world.clock.advance(300.0)
-            assert [(one.outcome, one.seq) for one in world.source.acks] == [("accepted", 9)]
+            told = [(one.part, one.outcome, one.seq) for one in world.source.acks]
+            assert told == [("project", "refused", None), ("", "accepted", 9)]
 
     @looped
     async def test_a_refusal_needs_nobody_to_confirm_it(self) -> None:
