@@ -18,10 +18,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from agent.host import ticks
+from agent.host.threads import Thread
 from agent.host.watches import Watches
 
 MOST_SECONDS: Final = 600.0
@@ -97,9 +99,7 @@ class Quiet:
 
         try:
             try:
-                self._thread = threading.Thread(
-                    target=self._look, args=(changed, paths, left, wake), daemon=True, name="quiet"
-                )
+                self._thread = Thread(partial(self._look, changed, paths, left, wake), "quiet")
                 self._thread.start()
             except RuntimeError:  # no more threads
                 self._thread = None

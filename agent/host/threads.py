@@ -27,6 +27,57 @@ MOST: Final = 32
 """Further jobs wait: with so many, some caller retries on a stalled file, and the unit's ``TasksMax=`` is near."""
 KEPT: Final = 3
 """Threads that are kept for the time when there are no others: a stalled disk must hold up only some of them."""
+BEGUN_SECONDS: Final = 2.0
+"""A thread that has not begun after so long has died, or this machine has too much to do."""
+
+
+class _Begun(threading.Event):
+    """What :meth:`threading.Thread.start` waits for, in every version so far, and without an end."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See :meth:`threading.Event.wait`."""
+        return super().wait(BEGUN_SECONDS if timeout is None else timeout)
+
+
+class Thread(threading.Thread):
+    """A daemon thread whose start ends.
+
+    Where there is no memory for its first steps (strict overcommit, ``RLIMIT_AS``) the interpreter ends a thread before
+    it has said that it has begun, and whoever starts it waits for that for ever (CPython's issue 140746): the event
+    loop.
+
+    Args:
+        work: done at most once: never if :meth:`start` raises.
+        name: for whoever looks at threads.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(daemon=True, name=name)
+        self._started = _Begun()
+        self._left = deque([work])
+
+    def start(self) -> None:
+        """Begin it.
+
+        Raises:
+            RuntimeError: there is no thread, or no memory for it.
+        """
+        try:
+            super().start()
+        except MemoryError:
+            raise RuntimeError("no memory for a thread") from None
+        if not self._started.is_set():
+            with contextlib.suppress(IndexError):  # it has begun after all
+                self._left.pop()
+                raise RuntimeError("expected a thread to begin, it has not")
+
+    def run(self) -> None:
+        """See :meth:`threading.Thread.run`."""
+        try:
+            work = self._left.pop()
+        except IndexError:
+            return  # whoever started it waits no more
+        work()
 
 
 class Kept:
@@ -37,14 +88,26 @@ class Kept:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._count = 0
+        self._count = self._wanted = 0
+        self._beginning = threading.Lock()
 
     def begin(self, count: int = KEPT) -> None:
         """Have so many. Call it when nothing forks any more: a child would have none of them."""
-        with contextlib.suppress(RuntimeError):  # there is none even now: what needs one is refused
-            while self._count < count:
-                threading.Thread(target=self._work, daemon=True, name="kept").start()
+        self._wanted = count
+        self.make_up()
+
+    def make_up(self) -> None:
+        """Begin those that could not be begun when they were wanted."""
+        if self._count >= self._wanted or not self._beginning.acquire(blocking=False):
+            return
+        try:
+            while self._count < self._wanted:
+                Thread(self._work, "kept").start()
                 self._count += 1
+        except (RuntimeError, MemoryError):
+            return  # there is none even now: what needs one is refused
+        finally:
+            self._beginning.release()
 
     def put(self, job: Callable[[], None]) -> None:
         """Have one of them do the job, as soon as one can.
@@ -85,9 +148,11 @@ def begin(work: Callable[[], None], name: str) -> None:
             job = KEPT_THREADS.one()
 
     try:
-        threading.Thread(target=run, daemon=True, name=name).start()
-    except RuntimeError:
+        Thread(run, name).start()
+    except (RuntimeError, MemoryError):
         KEPT_THREADS.put(work)
+    else:
+        KEPT_THREADS.make_up()
 
 
 def aside(fn: Callable[[], T], seconds: float) -> T:
@@ -136,7 +201,7 @@ class Threads(ThreadPoolExecutor):
             self._running += 1
         try:
             begin(lambda: self._work(job), "aside")
-        except OSError as error:  # an error for the caller, which must not end the loop
+        except (OSError, MemoryError) as error:  # an error for the caller, which must not end the loop
             with self._lock:
                 self._running -= 1
             future.set_exception(error)

@@ -11,15 +11,15 @@ from agent.host import threads
 from agent.host.threads import Kept, Threads
 
 
-@pytest.fixture
-def none_left(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+@pytest.fixture(params=[RuntimeError("can't start new thread"), MemoryError()], ids=["no number", "no memory"])
+def none_left(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> threading.Event:
     """No thread can be begun until the event is set; with it the kept ones, of which there are none yet."""
     again = threading.Event()
     really = threading.Thread.start
 
     def start(thread: threading.Thread) -> None:
         if not again.is_set():
-            raise RuntimeError("can't start new thread")
+            raise request.param
         really(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
@@ -74,3 +74,42 @@ def test_no_more_are_kept_than_are_wanted(none_left: threading.Event) -> None:
     ran = threading.Event()
     kept.put(ran.set)
     assert ran.wait(5)
+
+
+def test_kept_threads_that_could_not_be_begun_are_begun_later(none_left: threading.Event) -> None:
+    """Those that were wanted when there was none are there as soon as any thread could be begun."""
+    threads.KEPT_THREADS.begin(2)
+    none_left.set()
+    assert Threads().submit(lambda: 1).result(5) == 1
+    none_left.clear()
+    stalled, pool = threading.Event(), Threads()
+    first = pool.submit(stalled.wait)
+    assert pool.submit(lambda: threading.current_thread().name).result(5) == "kept"
+    stalled.set()
+    assert first.result(5)
+
+
+def test_a_thread_that_dies_before_it_begins_holds_up_nobody(none_left: threading.Event) -> None:
+    """There is no memory for its first steps, and nothing tells of that: a kept one does the work."""
+    none_left.set()
+    threads.KEPT_THREADS.begin(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "BEGUN_SECONDS", 0.01)
+        patch.setattr(threading.Thread, "_bootstrap", lambda _thread: None)
+        pool = Threads(1)
+        done = [pool.submit(lambda: threading.current_thread().name).result(5) for _ in range(3)]
+    assert done == ["kept"] * 3
+    assert Threads(1).submit(lambda: threading.current_thread().name).result(5) == "aside"
+
+
+def test_a_thread_that_begins_too_late_does_nothing_twice(none_left: threading.Event) -> None:
+    """Nobody waits for it any more: whoever comes first does the work, the thread or a kept one."""
+    none_left.set()
+    threads.KEPT_THREADS.begin(1)
+    times: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "BEGUN_SECONDS", 0.0)
+        pool = Threads()
+        for future in [pool.submit(times.append, number) for number in range(100)]:
+            future.result(5)
+    assert sorted(times) == list(range(100))
