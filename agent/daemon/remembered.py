@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,11 @@ from agent.host.state import StateDirectory, StateVersionError, closed_memory
 
 CLAIM_SECONDS: Final = 5.0
 """How long to wait for a previous process that is slow to end."""
+AGAIN_SECONDS: Final = (0.1, 0.3, 1.0)
+"""Until a memory is read again that could not be read just then."""
+_PASSES: Final = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+)
 UNREADABLE_HINT: Final = (
     "no worker gets the machine's identity in place of a bundle's, until one is accepted. Which numbers were accepted "
     "and withdrawn is forgotten with it: push the newest bundle, or the withdrawal, again"
@@ -35,6 +41,10 @@ class Remembered:
         environ: what the service manager passed.
         root: where ``/proc`` and ``/sys`` are.
         activated: whether the service manager gave us the sockets: then we are the only agent here.
+
+    Attributes:
+        reading: the task that reads it.
+        unread: whether the system refused to read it, so that what is there may be as good as ever.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class Remembered:
         self._activated = activated
         self._log = structlog.get_logger()
         self.reading: asyncio.Task[disk.Read]
+        self.unread = False
 
     def begin(self) -> None:
         """Begin to read it. Returns at once."""
@@ -116,7 +127,7 @@ class Remembered:
     async def _read(self) -> disk.Read:
         """Everything that is asked of the state directory, in threads: it may not answer."""
         await self._claim()
-        read = await asyncio.to_thread(self._load)
+        read = await self._loaded()
         boot = await asyncio.to_thread(machine.boot, self.directory, self._environ, self._root)
         return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived))
 
@@ -151,12 +162,24 @@ class Remembered:
             self._log.error("state.not_locked", reason=error.message)
             return True
 
-    def _load(self) -> tuple[Memory, bytes | None, bool, bool]:
+    async def _loaded(self) -> tuple[Memory, bytes | None, bool, bool]:
         """The memory, the sealed bundle, whether both may be written over, and whether they cannot be read."""
-        try:
-            remembered, sealed = self._state.load()
-        except HostError as error:
-            self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
-            self._state.keep_broken()
-            return closed_memory(""), None, not isinstance(error, StateVersionError), True
-        return remembered, sealed, True, False
+        again = iter(AGAIN_SECONDS)
+        while True:
+            try:
+                return *await asyncio.to_thread(self._state.load), True, False
+            except HostError as error:
+                passes = _passes(error)
+                seconds = next(again, None) if passes else None
+                if seconds is None:
+                    self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
+                    await asyncio.to_thread(self._state.keep_broken)
+                    self.unread = passes
+                    return closed_memory(""), None, not isinstance(error, StateVersionError), True
+            await asyncio.sleep(seconds)
+
+
+def _passes(error: HostError) -> bool:
+    """Whether the system refused, which says nothing of what is there: no descriptor just then, a disk that errs."""
+    cause = error.__context__
+    return isinstance(cause, OSError) and cause.errno in _PASSES

@@ -192,8 +192,8 @@ class Restorer:
         brought = Memory() if left is None else left.brought
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # it is another machine's
-        remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
-        remembered = read if broken and left is None else remembered
+        remembered, sealed = handover.reconcile(left, Memory() if broken and left is not None else read, sealed)
+        write = write and (left is not None or not self._remembered.unread)  # the next start may have more luck with it
         named = name or remembered.instance_id
         waited = await self._waited(named)
         now = self.clock.now()

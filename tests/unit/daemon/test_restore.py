@@ -19,7 +19,9 @@ from agent.core.history import Entry
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
-from agent.daemon import disk, grace, unending
+from agent.daemon import disk, grace, remembered, unending
+from agent.host import state
+from agent.host.files import read_plain
 from agent.host.state import Lived, StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
@@ -160,6 +162,44 @@ class TestABrokenMemory:
             async with machines.start() as life:
                 assert life.store.memory.decided.keys() == set(Cloud)
             assert (machines.state / "memory.json").read_text() == later
+
+        play(tmp_path, scenario)
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+    @pytest.mark.parametrize("handed", [True, False])
+    @pytest.mark.parametrize("passes", [True, False])
+    def test_what_cannot_be_read_just_then_is_not_forgotten(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, passes: bool, handed: bool, number: int
+    ) -> None:
+        """It is read again; and where that does not help either it stays on the disk as it is, for the next start.
+
+        What was handed over is in force meanwhile, and is written down.
+        """
+        read, failed = read_plain, list[Path]()
+
+        def failing(path: Path, most: int) -> bytes:
+            if path.name == state.MEMORY_FILE and not (passes and failed):
+                failed.append(path)
+                raise OSError(number, os.strerror(number))
+            return read(path, most)
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            if not handed:
+                machines.stored.clear()
+            path = machines.state / state.MEMORY_FILE
+            before = path.read_bytes() + b"\n"  # as we never write it
+            path.write_bytes(before)
+            with monkeypatch.context() as patch:
+                patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
+                patch.setattr(state, "read_plain", failing)
+                async with machines.start() as life:
+                    assert life.in_force() == (1 if passes or handed else None)
+                    assert life.store.memory.decided.keys() == ({Cloud.AWS} if passes or handed else set(Cloud))
+            assert len(failed) == (1 if passes else 3)
+            if not passes:
+                assert (path.read_bytes() == before) is not handed
+            assert [mark.seq for mark in machines.written().marks] == [1]
 
         play(tmp_path, scenario)
 
