@@ -60,6 +60,7 @@ _MOST_COMPRESSED: Final = 4
 _LAST_LINE: Final = re.compile(rb"[A-Za-z0-9+/_-]{1,39}={0,2}(?![^\s'\"])")
 """Of folded base64, where all lines before it are as long as each other: a heredoc's end is none."""
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}\Z")
+_HEXADECIMAL: Final = re.compile(rb"(?:\\x|0[xX])?((?:[0-9A-Fa-f]{2}){64,})[0-9A-Fa-f]?\Z")
 _COMPACT_ANYWHERE: Final = re.compile(rb"eyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){4}")
 _MARKS: Final = ((b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"), (b"\xff\xfe", "utf-16-le"),
                  (b"\xfe\xff", "utf-16-be"), (b"\xef\xbb\xbf", "utf-8"))  # fmt: skip
@@ -203,6 +204,13 @@ def _of_base64(data: bytes) -> Iterator[bytes]:
             return
 
 
+def _of_hexadecimal(data: bytes) -> Iterator[bytes]:
+    """A document that is hexadecimal from end to end, as databases and dumps write bytes, folded or not."""
+    match = _HEXADECIMAL.match(b"".join(data.split()))
+    if match is not None:
+        yield bytes.fromhex(match[1].decode())
+
+
 def _of_url(data: bytes) -> Iterator[bytes]:
     """A ``data:`` URL, and what is percent-encoded or a form's."""
     text = data.strip()
@@ -210,7 +218,7 @@ def _of_url(data: bytes) -> Iterator[bytes]:
         _, comma, payload = text.partition(b",")
         if comma:
             yield payload
-    elif re.search(rb"%(?:7[Bb]|2[25BbDdEeFf]|3[Dd]|0[Aa])", data):
+    elif re.search(rb"%(?:7[Bb]|5[Cc]|2[25BbDdEeFf]|3[Dd]|0[Aa])", data):
         yield unquote_to_bytes(data)
         if b"+" in data and b" " not in data:
             yield unquote_to_bytes(data.replace(b"+", b" "))
@@ -225,7 +233,7 @@ def _of_html(data: bytes) -> Iterator[bytes]:
 
 
 def _of_json(data: bytes) -> Iterator[bytes]:
-    """The texts and the JWEs in a JSON document: a quoted bundle, a bundle in a member of something else's."""
+    """The texts, bytes and JWEs in a JSON document: a quoted bundle, a bundle in a member of something else's."""
     text = data.strip()
     if text[:1] not in (b'"', b"{", b"["):
         return
@@ -245,7 +253,11 @@ def _of_json(data: bytes) -> Iterator[bytes]:
                 yield json.dumps(value, separators=(",", ":")).encode()
             waiting += value.values()
         elif isinstance(value, list):
-            waiting += value
+            # A list of bytes, as JavaScript's Buffer writes itself.
+            if len(value) > 32 and all(type(one) is int and 0 <= one < 256 for one in value):
+                yield bytes(value)
+            else:
+                waiting += value
 
 
 def _of_mime(data: bytes) -> Iterator[bytes]:
@@ -299,6 +311,7 @@ _UNWRAPPINGS: Final[tuple[Callable[[bytes], Iterator[bytes]], ...]] = (
     _of_gzip,
     _of_text,
     _of_base64,
+    _of_hexadecimal,
     _of_url,
     _of_html,
     _of_json,

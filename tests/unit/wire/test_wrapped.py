@@ -56,6 +56,9 @@ WRAPPINGS: dict[str, Callable[[bytes], bytes]] = {
     "UTF-16": lambda data: data.decode("latin-1").encode("utf-16"),
     "UTF-16 without its mark": lambda data: data.decode("latin-1").encode("utf-16-le"),
     "zero bytes at the end": lambda data: data + b"\0" * 7,
+    "hexadecimal": lambda data: data.hex().encode(),
+    "a database's hexadecimal": lambda data: b"\\x" + data.hex().upper().encode(),
+    "a list of bytes": lambda data: json.dumps({"type": "Buffer", "data": list(data)}).encode(),
     "a JSON string": lambda data: json.dumps(data.decode()).encode(),
     "a member of a JSON document": lambda data: json.dumps({"a": [{"user_data": data.decode("latin-1")}]}).encode(),
     "HTML": lambda data: html.escape(data.decode("latin-1")).encode("latin-1", "replace"),
@@ -107,7 +110,7 @@ NO_TEXT = {"gzip", "zlib", "UTF-16", "UTF-16 without its mark"}
 """What they make of a bundle stands in no text."""
 OF_BYTES = {
     "base64", "base64url without its padding", "folded base64", "gzip", "gzip and base64", "zlib", "a data: URL",
-    "a JSON string", "zero bytes at the end",
+    "a JSON string", "zero bytes at the end", "hexadecimal", "a database's hexadecimal", "a list of bytes",
 }  # fmt: skip
 
 
