@@ -28,6 +28,7 @@ from agent.serve.proxy import (
     CONCURRENCY,
     KEPT_HEADERS,
     MADE_AT_ONCE,
+    MADE_CONCURRENCY,
     MADE_PER_SECOND,
     MAX_BODY_BYTES,
     Passthrough,
@@ -50,6 +51,31 @@ _SPELT: Final = {"recursive": ("true",), "wait_for_change": ("true",), "alt": ("
 
 class NotAskedError(Exception):
     """It may not be asked that."""
+
+
+class _Bounds:
+    """Of what one real service is asked. Whoever comes above them is refused, so they are no less than a server's own.
+
+    Those are fair, and what they let in may wait for its turn, and come together with what is let in later.
+
+    Args:
+        connections: what the way out may have open.
+        seconds: how long a question may take from when it was let in, long polls apart.
+
+    Attributes:
+        most, under_way: at once; by whether it is a long poll.
+        asked, made: how often.
+    """
+
+    def __init__(self, connections: int, seconds: float) -> None:
+        room = min(CONCURRENCY, max(1, connections // 2))
+        # Twice what an honest server has under way: what its clients have left is under way here for a moment longer.
+        # Of a long poll that it ends in another's favour it says so after it has asked for the other.
+        plain = 2 * (room + min(MADE_CONCURRENCY, room))
+        self.most = {False: plain, True: max(1, connections - room) + min(room, CHANGING_PLACES)}
+        self.under_way = {False: 0, True: 0}
+        self.asked = Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE + ASKED_PER_SECOND * seconds)
+        self.made = Bucket(MADE_PER_SECOND, MADE_AT_ONCE + MADE_PER_SECOND * seconds)
 
 
 class Passing:
@@ -77,14 +103,8 @@ class Passing:
             for cloud, root in ((Cloud.AWS, EC2_ROOT), (Cloud.GCP, GCE_ROOT))
         }
         self._writes = GuestWrites(settings.own_namespaces)
-        room = min(CONCURRENCY, max(1, settings.passed_connections // 2))
-        # Twice what an honest server has under way: what its clients have left is under way here for a moment longer.
-        # Of a long poll that it ends in another's favour it says so after it has asked for the other.
-        polls = max(1, settings.passed_connections - room)
-        self._most = {False: 2 * room, True: polls + min(room, CHANGING_PLACES)}
-        self._under_way = {False: 0, True: 0}  # by whether it is a long poll
-        self._asked = Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE)
-        self._made = Bucket(MADE_PER_SECOND, MADE_AT_ONCE)
+        seconds = {Cloud.AWS: settings.ec2_upstream_seconds, Cloud.GCP: settings.gce_upstream_seconds}
+        self._bounds = {cloud: _Bounds(settings.passed_connections, seconds[cloud]) for cloud in services}
 
     async def ask(self, wanted: Pass) -> Passed:
         """Ask, if that may be asked."""
@@ -94,9 +114,10 @@ class Passing:
         except (NotAskedError, TargetError, WireError):
             return refused
         polls, was_decided = query.wait_for_change, self.decided(wanted.cloud)
-        if self._under_way[polls] >= self._most[polls]:
+        bounds = self._bounds[wanted.cloud]
+        if bounds.under_way[polls] >= bounds.most[polls]:
             return refused
-        self._under_way[polls] += 1
+        bounds.under_way[polls] += 1
         try:
             async with asyncio.timeout(min(wanted.seconds, LONGEST_SECONDS)):
                 answer = await self._services[wanted.cloud].request(
@@ -110,7 +131,7 @@ class Passing:
         except (TimeoutError, UpstreamError):
             return refused
         finally:
-            self._under_way[polls] -= 1
+            bounds.under_way[polls] -= 1
         if not 200 <= answer.status <= 599 or self.decided(wanted.cloud) is not was_decided:
             return refused
         kept = tuple(
@@ -133,8 +154,8 @@ class Passing:
             raise NotAskedError
         check = self._allowed_ec2 if wanted.cloud is Cloud.AWS else self._allowed_gce
         found = check(wanted, target.segments, target.slash, target.query)
-        now = time.monotonic()
-        if self._asked.take(now) or (self._is_made(wanted, found[0]) and self._made.take(now)):
+        now, bounds = time.monotonic(), self._bounds[wanted.cloud]
+        if bounds.asked.take(now) or (self._is_made(wanted, found[0]) and bounds.made.take(now)):
             raise NotAskedError
         return found
 

@@ -18,7 +18,7 @@ from agent.daemon import passing
 from agent.daemon.passing import Passing
 from agent.serve.gce_answers import decided
 from agent.serve.hiding import EC2_ROOT, GCE_ROOT
-from agent.serve.proxy import ASKED_AT_ONCE, MADE_AT_ONCE
+from agent.serve.proxy import ASKED_AT_ONCE, ASKED_PER_SECOND, MADE_AT_ONCE, MADE_PER_SECOND
 from agent.snapshot import ServeSettings
 from agent.snapshot.messages import Pass, Passed
 from agent.wire import names
@@ -268,7 +268,7 @@ def test_what_was_decided_meanwhile_is_not_told() -> None:
     assert run(overtaken()).status == 0
 
 
-@pytest.mark.parametrize(("connections", "plain", "polls"), [(1, 2, 2), (2, 2, 2), (10, 10, 10), (200, 64, 176)])
+@pytest.mark.parametrize(("connections", "plain", "polls"), [(1, 4, 2), (2, 4, 2), (10, 18, 10), (200, 72, 176)])
 def test_so_many_are_under_way_at_once(connections: int, plain: int, polls: int) -> None:
     """Twice what an honest server has, by its settings, and long polls apart, some more; what has ended counts no more."""
 
@@ -293,24 +293,24 @@ def test_so_many_are_under_way_at_once(connections: int, plain: int, polls: int)
 @pytest.mark.parametrize(
     ("target", "method", "most"),
     [
-        ("/latest/meta-data/hostname", "GET", ASKED_AT_ONCE),
-        (f"{MACHINE}/hostname", "GET", ASKED_AT_ONCE),
-        (f"{MACHINE}/service-accounts/default/email", "GET", ASKED_AT_ONCE),
-        (f"{MACHINE}/guest-attributes/mine/token", "GET", ASKED_AT_ONCE),
-        (f"{MACHINE}/guest-attributes/mine/key", "PUT", MADE_AT_ONCE),
-        (f"{MACHINE}/service-accounts/default/identity?audience=x", "GET", MADE_AT_ONCE),
-        (f"{MACHINE}/service-accounts/default/token", "GET", MADE_AT_ONCE),
-        (f"{MACHINE}/Service-Accounts/default/Token", "GET", MADE_AT_ONCE),
+        ("/latest/meta-data/hostname", "GET", ASKED_AT_ONCE + 0.5 * ASKED_PER_SECOND),
+        (f"{MACHINE}/hostname", "GET", ASKED_AT_ONCE + 2 * ASKED_PER_SECOND),
+        (f"{MACHINE}/service-accounts/default/email", "GET", ASKED_AT_ONCE + 2 * ASKED_PER_SECOND),
+        (f"{MACHINE}/guest-attributes/mine/token", "GET", ASKED_AT_ONCE + 2 * ASKED_PER_SECOND),
+        (f"{MACHINE}/guest-attributes/mine/key", "PUT", MADE_AT_ONCE + 2 * MADE_PER_SECOND),
+        (f"{MACHINE}/service-accounts/default/identity?audience=x", "GET", MADE_AT_ONCE + 2 * MADE_PER_SECOND),
+        (f"{MACHINE}/service-accounts/default/token", "GET", MADE_AT_ONCE + 2 * MADE_PER_SECOND),
+        (f"{MACHINE}/Service-Accounts/default/Token", "GET", MADE_AT_ONCE + 2 * MADE_PER_SECOND),
     ],
 )
 def test_all_its_questions_are_bounded(monkeypatch: pytest.MonkeyPatch, target: str, method: str, most: float) -> None:
-    """However much it asks, as much as all workers together; less of what the real service makes for it or writes."""
+    """However much it asks, as much as all workers together, and what may have waited; less of what the real service makes."""
     monkeypatch.setattr(passing, "time", SimpleNamespace(monotonic=lambda: 0.0))  # all of it at one moment
 
     async def storm() -> int:
         real = Everything()
-        taken = Taken(real, "fallback")
-        for _ in range(int(ASKED_AT_ONCE) + 5):
+        taken = Taken(real, "fallback", ec2_upstream_seconds=0.5, gce_upstream_seconds=2.0)
+        for _ in range(int(most) + 5):
             await taken.ask(target, method=method, body=b"x" if method == "PUT" else None)
         return len(real.asked)
 

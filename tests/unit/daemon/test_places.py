@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from agent import snapshot
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
+from agent.daemon import passing
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
 from agent.serve import mints
+from agent.serve import proxy as proxies
 from agent.serve.link import Link
 from agent.serve.mints import Mints, Shares
 from agent.serve.proxy import Proxy
@@ -26,6 +31,9 @@ from tests.unit.serve.test_hiding import view_of
 
 CONNECTIONS = 20
 PLACES = 10
+SECONDS = 60.0
+INSTANCE = "/computeMetadata/v1/instance"
+IDENTITY = "service-accounts/default/identity?audience=a"
 
 
 class Owner:
@@ -51,14 +59,14 @@ def controller(
     clock: Callable[[], float],
 ) -> Servers:
     """What a server asks, with its own bounds."""
-    view = view_of("bundle")
+    view = view_of("fallback")
     data = snapshot.encode(view.served.now)
     return Servers(
         lambda: data,
         version=lambda: 0,
         passing=lambda: Passing(
-            {Cloud.GCP: real},
-            ServeSettings(token_key=KEY, passed_connections=CONNECTIONS),
+            {Cloud.GCP: real, Cloud.AWS: real},
+            ServeSettings(token_key=KEY, passed_connections=CONNECTIONS, gce_upstream_seconds=SECONDS),
             answer=lambda cloud: view.served.answer(cloud, START),
             expects_bundle=lambda: True,
         ),
@@ -81,9 +89,6 @@ async def linked(servers: Servers) -> Link:
 def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
     """The controller hears of the one who comes before it hears of the one who goes: it refuses nobody for that."""
 
-    async def nothing(_wanted: Any) -> None:
-        return None
-
     async def scenario() -> None:
         real = Scripted()
         real.gate = asyncio.Event()
@@ -104,6 +109,63 @@ def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
         for one in (*greedy, other):
             one.cancel()
         await asyncio.gather(*greedy, other, return_exceptions=True)
+        link.close()
+        servers.close()
+
+    asyncio.run(scenario())
+
+
+async def nothing(_wanted: Any) -> None:
+    return None
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["looked up", "made"])
+def test_what_a_server_lets_in_is_asked(monkeypatch: pytest.MonkeyPatch, made: bool) -> None:
+    """The controller, which refuses any worker alike, asks all that the server's fair shares let through.
+
+    Not only as much as one kind of question, or one cloud, has under way; and not only as much as comes at once, when all
+    that waited for its turn comes together with all that is let in then.
+    """
+    most, per_second, of_one = (
+        (proxies.MADE_AT_ONCE, proxies.MADE_PER_SECOND, proxies.MADE_AT_ONCE_BY_ONE)
+        if made
+        else (proxies.ASKED_AT_ONCE, proxies.ASKED_PER_SECOND, proxies.ASKED_AT_ONCE_BY_ONE)
+    )
+
+    async def scenario() -> None:
+        now = 0.0
+        for module in (passing, proxies):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+        real = Scripted()
+        real.gate = asyncio.Event()
+        servers = controller(real, nothing, nothing, asyncio.get_running_loop().time)
+        link = await linked(servers)
+        ec2 = Proxy(link.service(Cloud.AWS), seconds=SECONDS, connections=CONNECTIONS)
+        gce = Proxy(link.service(Cloud.GCP), seconds=SECONDS, connections=CONNECTIONS)
+        asked = []
+
+        def ask(proxy: Proxy, target: str, owner: str, *, made: bool = False) -> None:
+            asked.append(asyncio.create_task(proxy.fetch("GET", target, made=made, asker=Owner(owner))))
+
+        def ask_gce(path: str, numbers: range, *, made: bool = False) -> None:
+            for n in numbers:
+                ask(gce, f"{INSTANCE}/{path}{n}", f"owner {n // int(of_one)}", made=made)
+
+        for n in range(PLACES):
+            ask(ec2, f"/latest/meta-data/x{n}", "greedy")
+        ask_gce("tags/", range(PLACES))
+        ask_gce(IDENTITY, range(proxies.MADE_CONCURRENCY), made=True)
+        await until(lambda: real.under_way + sum(one.done() for one in asked) == len(asked))
+        assert real.under_way == 2 * PLACES + proxies.MADE_CONCURRENCY
+        path, let_in = (IDENTITY, proxies.MADE_CONCURRENCY) if made else ("x", PLACES + proxies.MADE_CONCURRENCY)
+        ask_gce(path, range(let_in, int(most)), made=made)
+        await settled()
+        now += 2
+        ask_gce(path, range(int(most), int(most + 2 * per_second)), made=made)
+        await settled()
+        real.gate.set()
+        found = await asyncio.gather(*asked)
+        assert all(found)
         link.close()
         servers.close()
 
