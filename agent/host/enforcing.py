@@ -15,7 +15,7 @@ from agent.core.errors import HostError
 from agent.host import aliases, lasting, nft, nft_text, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.planning import Plan
-from agent.host.reporting import Reporter
+from agent.host.reporting import WARNING, Reporter
 from agent.host.tools import KilledError, LateError
 
 #: The first is there while the second copy is loaded, and when a process has not come out of that. So is the second
@@ -47,6 +47,7 @@ class Rules:
         why: the reason why the rules last loaded are not in force; ``None``: it is.
         closed: whether what is in force refuses workers; ``None``: that cannot be told, since nothing could be loaded,
             or what was to load it did not say how that ended.
+        healed: how often somebody else had changed what is in force.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -54,8 +55,9 @@ class Rules:
         self._owner: ownership.Connection | None = None
         self._owning = tuple(reporter.directory / name for name in OWNING_FILES)
         self._crashed = False
-        self._expected: tuple[str, ...] = ()
-        self._held, self._doubts, self._until = False, 0, 0.0
+        self._expected: tuple[str, ...] | None = ()
+        self._owns = self._held = False  # whether our connection has made the second copy, and it was there when looked
+        self.healed, self._doubts, self._until = 0, 0, 0.0
         self._left_out: tuple[str, ...] = ()
         self._notes: dict[str, str] = {}
         self.why: str | None = None
@@ -90,8 +92,8 @@ class Rules:
 
     @property
     def held(self) -> bool:
-        """Whether the second copy was there when the rules were loaded."""
-        return self._owner is not None and self._held
+        """Whether there is a second copy that only this process can change."""
+        return self._owner is not None and self._owns and self._held
 
     @property
     def lacking(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class Rules:
         taken = self._load_one_of(scripts, lacking, closed=closed or plan is None)
         if not taken and (closed or plan is None or not in_force):
             self._refuse([] if plan is None else self._refusals())
-        if plan is not None:
+        if plan is not None and (taken or in_force):  # else what guards those addresses may not be there either
             self.set_aliases(ipv6=plan["ipv6"])
         self._expect((nft.CLOSED,) if plan is None else (nft.TABLE, nft.CLOSED), taken=taken)
         self.give_way_back()
@@ -127,13 +129,14 @@ class Rules:
         """From now on the kernel is to have what it has; not where a table is gone already that it has just taken.
 
         Somebody flushed it meanwhile: the next look finds that, and puts it back. (Not without end: a list may lack
-        what is there.)
+        what is there.) So it does with what could not be looked at.
         """
-        found = self._listing() or ()
+        if (found := self._listing()) is None:
+            self._expected = None
+            return
         there = set(found)
         if self._owner is not None:  # the first copies are the first and the third
             there = {name for name, text in zip((nft.TABLE, nft.CLOSED), found[::2], strict=False) if text}
-        self._held = self._owner is not None and any(found[1:2])
         is_gone = taken and not there.issuperset(tables)
         self._doubts = self._doubts + 1 if is_gone else 0
         self._expected = ("", "") if is_gone and self._doubts <= _MOST_DOUBTS else found
@@ -152,7 +155,12 @@ class Rules:
         """Whether the kernel has what it had after the last load, and nothing was added to it; true in doubt."""
         self._until = time.monotonic() + LOAD_SECONDS
         found = self._listing()
-        return found is None or found == self._expected
+        if found is None or found == self._expected:
+            return True
+        if self._expected is not None:  # else nobody knows what became of them when they were made
+            self.healed += 1
+            self._reporter.log(WARNING, "somebody changed our rules: put back")
+        return False
 
     def set_aliases(self, *, ipv6: bool) -> None:
         """Have the addresses that containers are sent to; see :func:`agent.host.aliases.set_aliases`."""
@@ -211,6 +219,7 @@ class Rules:
             self._owner = None  # one that is closed must not be used: the library would crash
             self.connect()
         else:
+            self._owns = self._held = True
             self._notes.pop("owner", None)
             self._reporter.say("owner", None)
         ownership.give_back()
@@ -231,7 +240,8 @@ class Rules:
 
     def _forget_owning(self) -> None:
         for file in self._owning:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def _refuse(self, scripts: list[str]) -> None:
         """Have at least the closed table; where even that cannot be loaded, and is not there, no way at all."""
@@ -252,7 +262,7 @@ class Rules:
         mark = self._reporter.directory / unroutable.MARK
         if not there and not mark.exists():
             with contextlib.suppress(HostError):
-                systemctl.restart("credential-agent-closed.service", seconds=_UNIT_SECONDS)
+                systemctl.restart(unroutable.UNIT, seconds=_UNIT_SECONDS)
         if mark.exists():
             self.closed = True
 
@@ -265,9 +275,11 @@ class Rules:
             self._reporter.say("listing", f"{error}: changes of the rules are not seen")
             return None
         self._reporter.say("listing", None)
+        self._held = any(found[1:2])
         return found
 
     def _unheld(self, error: HostError) -> None:
+        self._owns = False
         said = f"{error}: rules can be watched, and not held"
         self._reporter.say("owner", said)
         if isinstance(error, CrashedError):

@@ -29,7 +29,7 @@ from agent.host.enforcing import Rules
 from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
-from agent.host.reporting import WARNING, Reporter, fitting
+from agent.host.reporting import Reporter, fitting
 from agent.host.surroundings import LOOK_SECONDS, Surroundings
 
 VERIFY_SECONDS: Final = 10.0
@@ -86,7 +86,7 @@ class Holder:
         self._heard = heard.Heard(time.monotonic())
         # Why workers are to be refused by command.
         self._closed: str | None = self._commanded()
-        self._healed = self._plans = 0
+        self._plans = 0
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups", "around"), 0.0)
         self._due["plan"] = float("inf")
@@ -161,7 +161,8 @@ class Holder:
         came = {command for command, number in heard.SIGNALS.items() if number in numbers}
         self._heard.hear(came, time.monotonic())
         if heard.APPLY in came and (heard.CLOSE not in came or self._commanded() is None):
-            (self._directory / CLOSED_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self._directory / CLOSED_FILE).unlink(missing_ok=True)
             self._closed = None
         elif heard.CLOSE in came:
             self._closed = _BY_COMMAND
@@ -257,15 +258,14 @@ class Holder:
             self._plan = plan
             self._tried.clear()
         if plan is not None:
-            self._ports.want(plan.get("reserve", ()))
+            # Where it is not taken, what is in force leads to those of the one before.
+            self._ports.want(one for each in (plan, self._plan or {}) for one in each.get("reserve", ()))
         self._asked_before = self._probe.running
         self._due["probe"] = 0.0
 
     def _verify(self) -> None:
         self._due["verify"] = time.monotonic() + VERIFY_SECONDS
         if not self._rules.are_intact():
-            self._healed += 1
-            self._reporter.log(WARNING, "somebody changed our rules: put back")
             # What is left may be nothing: where ours cannot be made anew, only the second copy still leads anybody.
             self._apply(self._plan, in_force=self._rules.held)
             self._beat()
@@ -373,7 +373,7 @@ class Holder:
             "plans": self._plans,
             "done": self._heard.done,
             "held": self._rules.held,
-            "healed": self._healed,
+            "healed": self._rules.healed,
         }
         self._reporter.write(arrival.STATE.name, document, mode=0o644)
         # Each time: what is told may find no place in the queue, and a start that is never announced is ended.

@@ -85,7 +85,7 @@ class Reserved:
 
     def want(self, addresses: Iterable[Sequence[object]]) -> None:
         """Have these, and no others."""
-        self._wanted = [(str(host), int(str(port))) for host, port in addresses]
+        self._wanted = list(dict.fromkeys((str(host), int(str(port))) for host, port in addresses))
         for address in [one for one in self._bound if one not in self._wanted]:
             self._bound.pop(address).close()
         self.take()

@@ -77,6 +77,16 @@ def restart(unit: str, *, seconds: float = TIMEOUT_SECONDS) -> None:
     call("systemctl", ["restart", unit], seconds=seconds)
 
 
+def forget_failure(unit: str, *, seconds: float) -> None:
+    """Have systemd call a unit inactive that has failed; nothing is done where there is no systemd.
+
+    Raises:
+        HostError: systemd does not answer within so many seconds.
+    """
+    if runs():
+        call("systemctl", ["reset-failed", unit], seconds=seconds)
+
+
 def start_wanted(unit: str) -> None:
     """Have systemd start a unit that is enabled. Does not wait for it.
 

@@ -10,10 +10,12 @@ machine last ran (:mod:`agent.host.lasting`). Coarser than the closed table, and
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
+from agent.host import systemctl
 from agent.host.tools import RefusedError, call
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ PREFERENCES: Final = (170, 169, 171)
 #: The file that says that the rules were added, beside the state file of the process that holds the nftables rules.
 MARK: Final = "unroutable"
 WHY: Final = "workers have no way to the metadata service: nftables cannot be used on this machine"
+#: What adds them, and has failed then.
+UNIT: Final = "credential-agent-closed.service"
 _MOST: Final = 100  # rules of one preference
 _SECONDS: Final = 5.0  # whoever holds the rules asks, and must not be held up
 
@@ -55,6 +59,8 @@ def lift(mark: Path) -> None:
         mark.unlink(missing_ok=True)
     except OSError as error:
         raise HostError(f"{mark}: cannot be removed: {os_reason(error)}") from None
+    with contextlib.suppress(HostError):  # else the machine were degraded until the next boot
+        systemctl.forget_failure(UNIT, seconds=_SECONDS)
 
 
 def _left(family: str) -> list[str]:

@@ -275,7 +275,10 @@ def test_a_release_that_does_not_start_is_closed(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["cannot be begun", "hangs"])
 def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World, how: str) -> None:
-    """A package half upgraded, a kernel without modules: workers have no route, the machine has; until it can be used."""
+    """A package half upgraded, a kernel without modules: workers have no route, the machine has; until it can be used.
+
+    Then all is as if it had been so from the start, without anybody's doing.
+    """
     world.off()
     library = next((world.disk.root / "usr/lib").glob("*/libnftables.so.1"))
     program = world.disk.root / "usr/sbin/nft"
@@ -312,10 +315,15 @@ def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World, how: str) 
             for unit in units:
                 shutil.rmtree(unit)
     machine.run("systemctl", "daemon-reload")
-    machine.run("systemctl", "restart", "credential-agent-closed", "credential-agent-redirect", seconds=150)
+    status = ("systemctl", "show", "--property=StatusText", "--value", "credential-agent-redirect")
+    machine.until(lambda: machine.run(*status).startswith("led"), what="rules in force", seconds=150)
     world.bridge("zz9")
     world.served()
     assert "unreachable" not in machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
+    machine.until(
+        lambda: "credential-agent" not in machine.run("systemctl", "list-units", "--failed", "--no-legend"),
+        what="no failed unit of ours",
+    )
 
 
 def test_a_system_user_who_was_a_worker_is_none_of_the_machines_at_the_next_boot(world: World) -> None:

@@ -450,6 +450,53 @@ def test_an_address_stays_reserved_while_systemd_does_not_answer(tmp_path: Path)
         until(partial(_says, net, bind), "a plan that says that there are none")
 
 
+def test_an_address_stays_reserved_while_the_rules_that_lead_to_it_are_in_force(tmp_path: Path) -> None:
+    """A plan of other addresses that the kernel does not take reserves its own beside them."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan(reserve=[("127.0.0.1", 4444)])
+        held.start()
+        held.is_state("led")
+        held.plan(scripts=["these are no rules"], reserve=[("127.0.0.1", 4445)])
+        held.signal(signal.SIGHUP)
+        until(lambda: held.state()["kernel"], "that it is not taken")
+        bind = "import socket; socket.socket().bind(('127.0.0.1', {}))"
+        for port in (4444, 4445):
+            with pytest.raises(AssertionError, match="Address already in use"):
+                net.at(net.host, sys.executable, "-I", "-S", "-c", bind.format(port))
+        held.plan(reserve=[("127.0.0.1", 4445)])
+        until(partial(_says, net, bind.format(4444)), "a plan that is taken")
+        with pytest.raises(AssertionError, match="Address already in use"):
+            net.at(net.host, sys.executable, "-I", "-S", "-c", bind.format(4445))
+
+
+READ_ONLY = """
+import pathlib
+def fails(self, *_, **__):
+    raise OSError(30, "Read-only file system")
+pathlib.Path.unlink = pathlib.Path.touch = fails
+"""
+
+
+def test_where_nothing_can_be_written_the_rules_are_held_all_the_same(tmp_path: Path) -> None:
+    """A /run that is read-only: neither a load nor a command ends the holder."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(READ_ONLY)
+        assert held.process is not None
+        until(lambda: held.tables().count("credential_agent") == 4, "both copies")
+        for number, answer in ((signal.SIGUSR1, "refused"), (signal.SIGHUP, "agent")):
+            held.signal(number)
+            until(partial(_answers, held, answer), answer)
+        assert held.process.poll() is None
+
+
+def _answers(held: Held, word: str) -> bool:
+    return held.net.ask(METADATA, uid=ALICE) == word
+
+
 def test_names_of_a_directory_are_looked_up_now_and_then(tmp_path: Path) -> None:
     """What no file of this machine shows is seen by asking again: rules change only where somebody's number did."""
     with Lab() as net:

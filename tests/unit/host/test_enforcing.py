@@ -182,6 +182,7 @@ def test_a_second_copy_that_cannot_be_is_none(
     assert rules.load(PLAN, closed=False, in_force=True)
     assert first(kernel) == ["closed", "full"]
     assert [connection.is_open for connection in kernel.connections] == [False, True]
+    assert not rules.held  # though there is a table of that name, somebody else's
     assert not (tmp_path / OWNING_FILES[0]).exists()
     kernel.refuses.clear()
     kernel.crashes.clear()
@@ -263,6 +264,23 @@ def test_a_change_of_any_table_is_seen(kernel: Kernel, rules: Rules) -> None:
     kernel.tables = (whole[0], "", *whole[2:])
     rules.load(PLAN, closed=False, in_force=True)
     assert not rules.held
+
+
+def test_what_nobody_could_look_at_was_changed_by_nobody(kernel: Kernel, rules: Rules) -> None:
+    """It is loaded once more as soon as that can be told, since nobody knows what it was; only a change is called one."""
+    whole, kernel.tables = kernel.tables, None
+    for times in range(6):
+        assert rules.load(PLAN, closed=False, in_force=times > 0)
+        assert rules.are_intact()
+        assert rules.held
+    kernel.tables = whole
+    assert not rules.are_intact()
+    assert rules.healed == 0
+    assert rules.load(PLAN, closed=False, in_force=True)
+    assert rules.are_intact()
+    kernel.tables = ("another", "copy", "closed", "closed copy")
+    assert not rules.are_intact()
+    assert rules.healed == 1
 
 
 def test_without_the_library_a_table_that_is_gone_is_missed(kernel: Kernel, rules: Rules) -> None:
@@ -431,11 +449,14 @@ def test_without_a_plan_workers_are_refused_whatever_is_in_force(kernel: Kernel,
 def test_a_plan_says_by_which_addresses_containers_are_led(
     kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are there with the plan, in force or not; without one nobody is led."""
+    """They are there once something leads, with a plan that is not in force too: where nothing does, nothing may guard them."""
     asked: list[dict[str, bool]] = []
     monkeypatch.setattr(aliases, "set_aliases", lambda **how: asked.append(how))
     rules.load(None, closed=False, in_force=False)
+    kernel.refuses = {"full", "some"}
+    rules.load(PLAN, closed=False, in_force=False)
     assert asked == []
+    kernel.refuses = set()
     rules.load(PLAN, closed=False, in_force=False)
     kernel.refuses = {"full", "some"}
     rules.load(cast(Plan, {**PLAN, "ipv6": False}), closed=False, in_force=True)

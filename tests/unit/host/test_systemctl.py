@@ -79,3 +79,17 @@ def test_the_main_process_of_a_unit_is_what_systemd_says(
     monkeypatch.setattr(tools, "SEARCH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(systemctl, "runs", lambda: runs)
     assert systemctl.main_pid(UNIT) == (pid if runs else 0)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_failure_is_forgotten_where_systemd_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, runs: bool
+) -> None:
+    """Of that unit alone, and of nobody where there is none to ask."""
+    program, asked = tmp_path / "systemctl", tmp_path / "asked"
+    program.write_text(f"#!/bin/sh\necho \"$*\" >> '{asked}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(tools, "SEARCH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(systemctl, "runs", lambda: runs)
+    systemctl.forget_failure(UNIT, seconds=30)
+    assert (asked.read_text() if asked.exists() else "") == f"reset-failed {UNIT}\n" * runs

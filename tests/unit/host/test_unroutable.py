@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import HostError
-from agent.host import unroutable
+from agent.host import systemctl, unroutable
 from agent.host.tools import RefusedError
 
 USUAL = {"-4": ["0: from all lookup local", "32766: from all lookup main"], "-6": ["0: from all lookup local"]}
@@ -26,7 +26,9 @@ class Kernel:
         self.rules = {family: [*rules, *OURS] for family, rules in USUAL.items()}
         self.stay = ""  # the rule of this preference cannot be removed just now
         self.lacks: set[str] = set()  # families
+        self.forgotten: list[str] = []  # units whose failure is over
         monkeypatch.setattr(unroutable, "call", self._call)
+        monkeypatch.setattr(systemctl, "forget_failure", lambda unit, **_: self.forgotten.append(unit))
 
     def _call(self, program: str, arguments: list[str], **__: float) -> str:
         assert program == "ip"
@@ -62,9 +64,31 @@ def test_what_took_the_way_is_taken_away_and_nothing_else(kernel: Kernel, mark: 
     mark.unlink()
     unroutable.lift(mark)
     assert kernel.rules == before
+    assert kernel.forgotten == []
     mark.touch()
     unroutable.lift(mark)
     assert kernel.rules == USUAL
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_whatever_took_the_way_has_failed_no_more_once_it_is_given_back(
+    kernel: Kernel, mark: Path, monkeypatch: pytest.MonkeyPatch, *, silent: bool
+) -> None:
+    """Else the machine were degraded, and its monitoring cry, until the next boot; who gives it back waits for nobody."""
+    if silent:
+
+        def fails(*_: object, **__: object) -> None:
+            raise HostError("systemctl reset-failed: no answer within 5 s")
+
+        monkeypatch.setattr(systemctl, "forget_failure", fails)
+    kernel.stay = "170"
+    with pytest.raises(HostError, match="expected none"):
+        unroutable.lift(mark)
+    assert kernel.forgotten == []
+    kernel.stay = ""
+    unroutable.lift(mark)
+    assert kernel.forgotten == [unroutable.UNIT] * (not silent)
     assert not mark.exists()
 
 
