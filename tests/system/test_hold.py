@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +16,7 @@ import pytest
 
 from agent.host import arrival, nft
 from tests.fakes.full_queue import FullQueue
-from tests.system import lab
+from tests.system import harness, lab
 from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
 
 pytestmark = [
@@ -33,10 +32,7 @@ T = TypeVar("T")
 
 def until(look: Callable[[], T], what: str, *, seconds: float = 20) -> T:
     """The first true value."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-    return found
+    return harness.until(look, seconds=seconds, what=what)
 
 
 class Held:
