@@ -685,3 +685,16 @@ def image() -> Sequence[Path]:
         pytest.skip(reason)
     leftovers.sweep()
     return installed_image()
+
+
+def main() -> None:
+    """Make the images that tests ask for, before they do."""
+    if reason := missing():
+        print(f"no images: {reason}")
+        return
+    leftovers.sweep()
+    print(*installed_image())
+
+
+if __name__ == "__main__":
+    main()
