@@ -305,6 +305,22 @@ def test_a_first_boot_changes_nothing_of_what_was_chosen(
     assert [line.split()[:2] for line in left.splitlines()] == [line.split()[:2] for line in chosen.splitlines()]
 
 
+def test_a_unit_is_left_out_of_an_image_as_the_page_says(chroot: Chroot) -> None:
+    """The page's own words leave out a unit that was installed, and no policy of a first boot brings it back; an installation does."""
+    page = (m.REPOSITORY / "packer/README.md").read_text()
+    (typed,) = re.findall(r"`(ln [^`]* /etc/systemd/system/NAME)`", page)
+    unit = "credential-agent-courier.socket"
+    done = chroot.install()
+    assert done.returncode == 0, done.stderr
+    assert chroot.run("sh", "-c", typed.replace("NAME", unit)).returncode == 0
+    for mode in ("enable-only", "full"):
+        chroot.run("systemctl", f"--preset-mode={mode}", "preset", unit)
+        assert chroot.run("systemctl", "is-enabled", unit).stdout.strip() == "masked"
+    again = chroot.install()
+    assert again.returncode == 0, again.stderr
+    assert chroot.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
+
+
 def test_one_run_waits_for_the_other(chroot: Chroot) -> None:
     """Whoever comes second says so, and goes on when the first has ended; nobody but root can be the first."""
     lock = chroot.root / "run/credential-agent-install.lock"
