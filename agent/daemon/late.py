@@ -133,8 +133,10 @@ class Late:
 
     def listen(self, operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
-        self._control = SocketName(control)
-        return operators.listener.listen([Guarding(control)])
+        name = SocketName(control)
+        server = operators.listener.listen([Guarding(control)])
+        self._control = name  # not before: what nobody listens on is not there
+        return server
 
     def remove_control(self) -> None:
         """Remove the control socket, if we made it."""

@@ -196,7 +196,7 @@ class MasterConnection:
         match said.word:
             case words.LINK | words.SECOND if files and self._servers is not None:
                 if self._begun.may_link(said.number):
-                    self._link(said, _stream(files), self._servers)
+                    self._link(said.word, said.number, _stream(files), self._servers)
                     return
             case words.ALIVE if not self._begun.has_linked and len(self.alive) < words.MOST_SERVERS:
                 self._begun.alive.add(said.number)
@@ -249,15 +249,19 @@ class MasterConnection:
         self._loop.call_later(UNLINKED_SECONDS, self.end, said.number)
         self._changed()
 
-    def _link(self, said: words.Said, sock: socket.socket, servers: Servers) -> None:
-        pid = said.number
-        if self._begun.link(said.word, pid):
+    def _link(self, word: bytes, pid: int, sock: socket.socket, servers: Servers) -> None:
+        if self._begun.link(word, pid):
             self._linked()
         protocol = partial(servers.protocol, partial(self.end, pid), pid, partial(self._begun.stands_by, pid))
         linking = self._loop.create_unix_connection(protocol, sock=sock)
         task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._linked_or_not, pid))
+
+    def _linked_or_not(self, pid: int, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._loop.call_later(UNLINKED_SECONDS, self.end, pid)  # it hears nothing, and would answer on
 
     @property
     def alive(self) -> Collection[int]:

@@ -195,7 +195,6 @@ class Servers:
         waited = {server: server.counted for server in self._connected}
         for server in waited:  # one that is told too much is cut off here
             server.say(Tell())
-
         silent = set(waited)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -255,8 +254,6 @@ class Server(asyncio.Protocol):
         stands_by: tells whether it answers nobody, until the one that does has ended.
     """
 
-    _is_cut_off = False
-
     def __init__(
         self,
         servers: Servers,
@@ -265,6 +262,7 @@ class Server(asyncio.Protocol):
         stands_by: Callable[[], bool] = lambda: False,
     ) -> None:
         self._servers = servers
+        self._is_cut_off = False
         self._end = end
         self.pid = pid or os.getpid()
         self.stands_by = stands_by
@@ -300,10 +298,12 @@ class Server(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """See :class:`asyncio.Protocol`."""
         self._transport = None
-        self.data_received(self._unread.last())  # it may have ended before it was told anything
-        for task in self._tasks.values():
-            task.cancel()
-        self._servers.ended(self)
+        try:
+            self.data_received(self._unread.last())  # it may have ended before it was told anything
+        finally:  # else every acknowledgement would wait for it
+            for task in self._tasks.values():
+                task.cancel()
+            self._servers.ended(self)
 
     # -- what it is told ---------------------------------------------------------------------------------------------
 

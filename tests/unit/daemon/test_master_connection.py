@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from agent.daemon import master_connection
 from agent.daemon.master_connection import MasterConnection
 from agent.host.emptiable import Emptiable
 from agent.host.process import open_descriptors
@@ -423,6 +424,24 @@ async def test_without_a_descriptor_for_a_link_the_next_server_is_waited_for() -
     joined.link(8).close()
     await joined.until(lambda: joined.began == 1)
     await waiting
+    joined.close()
+
+
+@looped
+async def test_a_server_that_cannot_be_linked_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was no memory for it: it would go on by what it was begun with, and hear of nothing."""
+    joined = Joined()
+    joined.begin()
+    monkeypatch.setattr(master_connection, "UNLINKED_SECONDS", 0.0)
+
+    async def no_memory(_protocol: object, *, sock: socket.socket) -> NoReturn:
+        sock.close()
+        raise MemoryError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", no_memory)
+    with joined.link(7):
+        while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
+            pass
     joined.close()
 
 

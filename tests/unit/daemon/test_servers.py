@@ -31,7 +31,7 @@ from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED
 from agent.serve.tally import Tally
 from agent.snapshot import ServeSettings
 from agent.snapshot.frames import frame_from_server, frame_of, frame_of_snapshot, from_controller
-from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Taken
+from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Served, Taken
 from agent.wire.http import Request
 from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted, answer
@@ -435,6 +435,33 @@ async def test_last_words_are_heard_though_their_server_has_ended() -> None:
     assert not controller.servers.connected
     assert controller.requests.counts == {("worker", 200): 7}
     assert controller.minted == []
+
+
+@looped
+async def test_last_words_that_cannot_be_heard_are_no_server_that_lives_on() -> None:
+    """There is no memory for them: no acknowledgement waits for one that has ended."""
+    controller, ended = Controller(), asyncio.Event()
+    errors: list[object] = []
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    def crashed(_loop: object, context: dict[str, object]) -> None:
+        errors.append(context["exception"])
+        ended.set()
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(crashed)
+    controller.servers.heard = no_memory
+    ours, its = socket.socketpair()
+    with its:
+        its.sendall(frame_from_server(Served()))
+    await loop.create_unix_connection(controller.servers.protocol, sock=ours)
+    async with asyncio.timeout(60):
+        await ended.wait()
+    await controller.servers.gone(60)
+    assert await controller.servers.taken(0.0)
+    assert {type(error) for error in errors} == {MemoryError}
 
 
 @looped
