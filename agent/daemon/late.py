@@ -133,9 +133,9 @@ class Late:
 
     def listen(self, operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
-        name = SocketName(control)
+        name, self._control = SocketName(control), None  # what nobody listens on is not there, whatever its name
         server = operators.listener.listen([Guarding(control)])
-        self._control = name  # not before: what nobody listens on is not there
+        self._control = name
         return server
 
     def remove_control(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -39,11 +39,17 @@ def of_group(worker: Worker, name: str) -> config.Config:
 
 @asynccontextmanager
 async def begun(
-    before: Worker, prepared: Prepared, *, restorer: Restorer, clock: Any, reloader: Reloader
+    before: Worker,
+    prepared: Prepared,
+    *,
+    restorer: Restorer,
+    clock: Any,
+    reloader: Reloader,
+    listen: Callable[[Sequence[socket.socket]], None] = lambda sockets: sockets[0].close(),
 ) -> AsyncIterator[tuple[Late, list[asyncio.Task[None]]]]:
     """What waits for all that is not there, and its tasks; the control socket is there."""
     late = Late(reloader.settings, file=before.file, prepared=prepared, passed={}, restorer=restorer, clock=clock)
-    operators: Any = SimpleNamespace(listener=SimpleNamespace(listen=lambda sockets: sockets[0].close()))
+    operators: Any = SimpleNamespace(listener=SimpleNamespace(listen=listen))
     control = socket.socket(socket.AF_UNIX)
     control.bind(reloader.settings.listen.control)
     late.listen(operators, control)
@@ -128,6 +134,38 @@ def test_the_workers_group_is_used_once_there_is_one(tmp_path: Path, monkeypatch
                 lose()
                 await until(lambda: not crashes)
                 await until(is_used)
+
+    asyncio.run(scenario())
+
+
+def test_a_control_socket_that_nobody_could_listen_on_is_made_again(tmp_path: Path) -> None:
+    """There was no descriptor to watch it with: it has its name, and is not taken for one that answers."""
+    clock, refusals, listened = FakeClock(), list[OSError](), list[Sequence[socket.socket]]()
+
+    def listen(sockets: Sequence[socket.socket]) -> None:
+        sockets[0].close()
+        if refusals:
+            raise refusals.pop()
+        listened.append(sockets)
+
+    def take_away(path: Path) -> None:
+        refusals.append(OSError(errno.EMFILE, "too many open files"))
+        path.unlink()
+
+    async def scenario() -> None:
+        worker = Worker(tmp_path)
+        restorer: Any = SimpleNamespace(known=grace.Began("i-1", 0.0), controller=worker.controller)
+
+        def is_made() -> bool:
+            clock.move(ASK_AGAIN_SECONDS)
+            return len(listened) == 2
+
+        async with ended(worker):
+            parts = {"restorer": restorer, "clock": clock, "reloader": worker.reloader, "listen": listen}
+            async with begun(worker, worker.prepared, **parts):
+                take_away(Path(worker.reloader.settings.listen.control))
+                await come_true(is_made)
+                assert not refusals
 
     asyncio.run(scenario())
 
