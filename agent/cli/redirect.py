@@ -112,7 +112,10 @@ def close(path: Path, user: str, only_print: bool) -> None:
     # First, since a holder that starts meanwhile would put its own rules back: it finds this. So does a reload.
     with contextlib.suppress(OSError):
         _closed_file().touch(mode=0o600)
-    if (holder := _Holder.found()) is not None:
+    holder = None
+    with contextlib.suppress(HostError):  # systemd is silent: workers are refused all the same, and it is asked again
+        holder = _Holder.found()
+    if holder is not None:
         holder.close()
         _check_that_it_lasts()
         return

@@ -79,9 +79,9 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Arrival("unknown", f"{path}: cannot be read")
     if not 0 <= age <= STALE_SECONDS:
-        return Arrival(
-            "unknown", "nobody looks after the rules: credential-agent-redirect is not running", arrival.notes
-        )
+        # (Or it waits for programs, of which each is given up in time, and all together later than this.)
+        why = "nobody looks after the rules: credential-agent-redirect does not run, or waits for a program that hangs"
+        return Arrival("unknown", why, arrival.notes)
     return arrival
 
 

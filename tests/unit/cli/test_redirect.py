@@ -343,6 +343,25 @@ def test_a_holder_that_has_just_begun_is_told_nothing(tmp_path: Path, monkeypatc
     assert (holder.told, len(loaded), holder.closed.exists()) == ([], 1, True)
 
 
+@pytest.mark.parametrize(("command", "loads"), [("close", 1), ("apply", 0)])
+def test_where_nobody_says_whether_there_is_a_holder_workers_are_at_most_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, loads: int
+) -> None:
+    """A worker can keep systemd busy: that opens nothing, keeps nobody from closing, and is no success."""
+    holder = Holder(monkeypatch, tmp_path, None)
+    loaded: list[str] = []
+
+    def silent(_unit: str) -> int:
+        raise HostError("systemctl show: no answer within 5 s")
+
+    monkeypatch.setattr(nft, "run", loaded.append)
+    monkeypatch.setattr(systemctl, "main_pid", silent)
+    status, said = holder.does(command)
+    assert (status, "no answer" in said, len(loaded)) == (EX_OSERR, True, loads)
+    assert not any("redirect to" in script for script in loaded)
+    assert holder.closed.exists() is (command == "close")
+
+
 def test_a_holder_whose_state_cannot_be_read_is_stopped_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would put back what is removed."""
     Holder(monkeypatch, tmp_path, None)

@@ -42,6 +42,7 @@ def test_a_heart_that_has_stopped_is_not_believed(tmp_path: Path, beat: float) -
     said = arrival.read(path, now=NOW)
     assert said is not None
     assert said.state == "unknown"
+    assert "does not run, or waits" in (said.why or "")  # it may live, and its nft hang
 
 
 @pytest.mark.parametrize("data", [None, b"", b"\xff", b"[]", b"{}", b"5", b'{"beat": "x"}', b"[" * 70_000])
