@@ -106,8 +106,8 @@ def load_credential(directory: Path | None, name: str, *, kid: str | None = None
         kid: as in :func:`load_key_file`.
 
     Returns:
-        The keys; none where the machine was not given this credential, or it is empty, as a unit sets it for the case
-        that it is absent (``SetCredential=NAME:``). An image is made before its machines have keys, and systemd starts
+        The keys; none where the machine was not given this credential, or it is blank, as a unit sets it for the case
+        that it is absent (``SetCredential=``). An image is made before its machines have keys, and systemd starts
         a service whose credential is missing: neither may fail for it.
 
     Raises:
@@ -133,7 +133,7 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
         elif isinstance(error, FileNotFoundError):
             hint = "copy it there, or make one (credential-agent keygen): root:credential-agent, mode 0640"
         raise HostError(f"cannot read the key file {path}: {os_reason(error)}", hint=hint) from None
-    if private_directory and not raw:
+    if private_directory and not raw.strip():
         return ()
     # The check is on the open file, not on the path: nothing can be put in between.
     if not private_directory and not _private(found):
