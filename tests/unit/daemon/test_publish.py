@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +24,6 @@ from agent.core.view import Facts, Live
 from agent.daemon import publish
 from agent.daemon.publish import Publisher
 from agent.daemon.tokens import ContainerTokens
-from agent.host import files
 from agent.host.envfile import parse_systemd
 from tests.fakes.clock import START, FakeClock
 from tests.unit.identity.driver import Store
@@ -231,11 +233,8 @@ class TestWriting:
 
         asyncio.run(world.written())
         clean = sorted(tmp_path.iterdir())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "replace", _killed)
-            patch.setattr(Path, "replace", _killed)
-            with pytest.raises(KeyboardInterrupt):
-                files.write_atomic(tmp_path / "file", b"left by a dead one", mode=0o600)
+        killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RENAME, tmp_path / "file"], check=False)
+        assert killed.returncode == -signal.SIGKILL
         assert sorted(tmp_path.iterdir()) != clean
         asyncio.run(World(tmp_path).written())
         assert sorted(tmp_path.iterdir()) == clean
@@ -267,8 +266,13 @@ class TestWriting:
         assert world.publisher.troubles == {}
 
 
-def _killed(*_: object) -> None:
-    raise KeyboardInterrupt
+# An exception would not do: what it interrupts is cleaned up.
+KILLED_BEFORE_THE_RENAME = """
+import os, pathlib, signal, sys
+from agent.host import files
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomic(pathlib.Path(sys.argv[1]), b"left by a dead one", mode=0o600)
+"""
 
 
 class TestTokens:
