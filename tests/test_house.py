@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("house")  # whoever reads a module for one rule has it for all
+
 ROOT = Path(__file__).resolve().parents[1]
 AGENT = sorted((ROOT / "agent").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))

@@ -10,10 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.test_house import parsed
+
+pytestmark = pytest.mark.xdist_group("house")
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "bench" not in path.parts)
@@ -68,11 +71,6 @@ def impatient(tree: ast.AST) -> Iterator[int]:
                 given = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 if keyword.arg == "seconds" and isinstance(given, int | float) and given < LEAST_PATIENCE_SECONDS:
                     yield node.lineno
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
 
 
 def test_no_test_says_how_fast_the_machine_must_be() -> None:
