@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 # Not the daemon's own user agent: it refuses that one, so that it never asks itself in a loop.
 USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
+_LATE_PARTS: Final = 100
+"""So many parts of an answer are read after its time: a status has a few."""
 _NOT_RUNNING: Final = "systemctl status credential-agent"
 _OTHER: Final = "credential-agent doctor says who answers, and whether that is another release"
 
@@ -106,6 +109,34 @@ class Answer:
         return f"status {self.status}"
 
 
+class _Limited(socket.socket):
+    """A connection with an end: a socket's own limit begins anew with each byte, and whoever drips is never done.
+
+    Args:
+        connected: it, which this one takes the place of.
+        end: on the monotonic clock.
+    """
+
+    def __init__(self, connected: socket.socket, end: float) -> None:
+        limit = connected.gettimeout()
+        super().__init__(fileno=connected.detach())
+        self.settimeout(limit)
+        self._end = end
+        self._late = 0
+
+    def recv_into(self, *args: Any, **more: Any) -> int:
+        """As its parent. At the end what is there is still read, a part at a time: it may be we who are slow."""
+        left = self._end - time.monotonic()
+        self._late += left <= 0
+        if self._late > _LATE_PARTS:
+            raise TimeoutError("timed out")
+        self.settimeout(max(left, 0.0))
+        try:
+            return super().recv_into(*args, **more)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("agent", timeout=timeout)
@@ -187,7 +218,10 @@ def role(address: tuple[str, int]) -> Answer:
 def _exchange(
     connection: http.client.HTTPConnection, method: str, target: str, headers: dict[str, str], body: bytes | None
 ) -> Answer:
+    end = time.monotonic() + (connection.timeout or 0.0)
     try:
+        connection.connect()
+        connection.sock = _Limited(connection.sock, end)
         connection.request(method, target, body=body, headers={"User-Agent": USER_AGENT, **headers})
         response = connection.getresponse()
         body_ = response.read(MAX_BYTES)

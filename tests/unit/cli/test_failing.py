@@ -18,6 +18,7 @@ import pytest
 from agent import cli
 from agent.cli import ask, documents, exits
 from agent.cli.terminal import fitted
+from agent.core.errors import HostError
 from tests.unit.cli.test_worker import Endpoint
 
 ASKING = (
@@ -280,3 +281,35 @@ def test_what_is_watched_fits_the_terminal(columns: int, rows: int, shown: int) 
         assert told == lines
     else:
         assert told == [*lines[:shown], f"({len(lines) - shown} more lines)"]
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n", b""])
+def test_an_answer_that_drips_is_none(tmp_path: Path, head: bytes) -> None:
+    """The time of a question is that of its whole answer: whoever sends a byte now and then is waited for no longer."""
+    waiting = threading.Event()
+    with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as tcp:
+        unix.bind(str(tmp_path / "control"))
+        unix.listen()
+
+        def drip(listener: socket.socket) -> None:
+            connection = listener.accept()[0]
+            with connection, contextlib.suppress(OSError):  # until whoever asks hangs up
+                connection.recv(65_536)
+                connection.sendall(head)
+                for _ in range(10_000):
+                    if waiting.wait(0.001):
+                        break
+                    connection.sendall(b"H" if head else b"HTTP/1.1 100 Continue\r\n\r\n")
+
+        threads = [threading.Thread(target=drip, args=(one,), daemon=True) for one in (unix, tcp)]
+        for thread in threads:
+            thread.start()
+        try:
+            with pytest.raises(ask.NoAnswerError, match=r"no answer within 0\.2 s"):
+                ask.control(tmp_path / "control", "GET", "/", timeout_seconds=0.2)
+            with pytest.raises(HostError, match="no answer: timed out"):
+                ask.worker(tcp.getsockname(), "/", {}, timeout_seconds=0.2)
+            for thread in threads:
+                thread.join()
+        finally:
+            waiting.set()
