@@ -202,17 +202,23 @@ def worker(
         raise HostError(f"{host}:{port}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
 
 
-def role(address: tuple[str, int]) -> Answer:
+def role(address: tuple[str, int], *, timeout_seconds: float = 5.0) -> Answer:
     """Ask for the name of EC2's role, as an SDK does that is redirected: that needs no file and gets no secret.
+
+    Args:
+        address: of the endpoint.
+        timeout_seconds: for each of two requests.
 
     Raises:
         NotLetInError, HostError: as :func:`worker`.
     """
-    token = worker(address, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT")
+    token = worker(
+        address, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT", timeout_seconds=timeout_seconds
+    )
     if token.status != 200:
         return token
     headers = {names.EC2_TOKEN_HEADER: token.body.decode("ascii", errors="replace")}
-    return worker(address, names.EC2_ROLES_PATH, headers)
+    return worker(address, names.EC2_ROLES_PATH, headers, timeout_seconds=timeout_seconds)
 
 
 def _exchange(

@@ -42,7 +42,7 @@ def exec_(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, com
     """
     from agent.host import envfile
 
-    waited = await_identity(Workers(path), clouds, timeout, bundle=bundle)
+    waited = await_identity(Workers(path, timeout), clouds, timeout, bundle=bundle)
     if waited:
         return waited
     return _supervise(command, envfile.overlay(os.environ, variables(path)))

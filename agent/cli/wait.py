@@ -21,6 +21,8 @@ from agent.wire import names
 POLL_SECONDS: Final = 0.25
 ANSWER_SECONDS: Final = (5.0, 30.0)
 """One answer of the control socket is waited for so long at least, and at most."""
+WORKER_SECONDS: Final = (1.0, 5.0)
+"""The same of the workers' endpoint. So long at most is the first one waited for, however little was asked for."""
 _NOT_SAID: Final = "an identity of which the agent does not say whose it is"
 _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machine's own identity"}
 
@@ -47,7 +49,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
     Root is no worker, except in a worker's slice: as root, use --workers. Where the rules refuse root, it exits 71 at
     once.
     """
-    asked = Watched(path, timeout) if watching else Workers(path)
+    asked = Watched(path, timeout) if watching else Workers(path, timeout)
     status = await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
     if isinstance(asked, Watched):
         for note in asked.notes:
@@ -72,15 +74,25 @@ class Endpoint(Protocol):
 
 
 class Workers:
-    """The workers' endpoint, as an SDK would ask it."""
+    """The workers' endpoint, as an SDK would ask it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the configuration.
+        timeout: in seconds; an agent that hangs is not waited for much beyond it. ``None``: each answer has its time.
+    """
+
+    def __init__(self, path: Path, timeout: float | None = None) -> None:
         from agent.cli import where
 
         # Looked up each time: a worker may wait for an agent that has not told its address yet.
         self._find: Callable[[], where.Where] = lambda: where.find(path)
         self._find()
         self._path = path
+        self._end = None if timeout is None else time.monotonic() + max(timeout, WORKER_SECONDS[1])
+
+    def _seconds(self) -> float:
+        least, most = WORKER_SECONDS
+        return most if self._end is None else min(max(self._end - time.monotonic(), least), most)
 
     @ask.understood()
     def answer(self, cloud: str) -> ask.Answer:
@@ -111,11 +123,12 @@ class Workers:
             raise unreadable(found.token_file, error) from None
         if not (token.isascii() and token.isprintable()):
             raise HostError(f"{found.token_file}: expected a token in printable ascii, got something else")
-        return ask.worker(found.http, names.EKS_PATH, {"Authorization": token})
+        return ask.worker(found.http, names.EKS_PATH, {"Authorization": token}, timeout_seconds=self._seconds())
 
     def gcp(self) -> ask.Answer:
         """Ask for a Google token. Raises HostError where nobody answers."""
-        return ask.worker(self._find().http, names.GCE_TOKEN_PATH, {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR})
+        headers = {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR}
+        return ask.worker(self._find().http, names.GCE_TOKEN_PATH, headers, timeout_seconds=self._seconds())
 
     def astray(self) -> str | None:
         """Ask the metadata address ourselves: we were answered as a worker. Without a redirection, do not ask."""
@@ -138,7 +151,7 @@ class Workers:
         found = self._find()
         led = arrival.read() is not None
         if led and not os.access(found.token_file, os.R_OK):
-            return ask.role(found.http)
+            return ask.role(found.http, timeout_seconds=self._seconds())
         answer = self.aws()
         if answer.status == 200:
             answer.document("AccessKeyId")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,30 @@ def test_an_agent_that_hangs_is_not_waited_for_beyond_the_timeout(
     with pytest.raises(HostError):
         wait.Watched(tmp_path / "config.toml", 3600).answer("aws")
     assert given[-1] == wait.ANSWER_SECONDS[1]
+
+
+@pytest.mark.parametrize("timeout", [0, 1, 7, 60])
+@pytest.mark.parametrize("clouds", [("any",), ("aws", "gcp")])
+def test_a_worker_waits_no_longer_for_an_agent_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clouds: tuple[str, ...], timeout: float
+) -> None:
+    """Of `wait` and `exec` one answer has five seconds, and those of both clouds share what is left of the timeout."""
+    now = [100.0]
+
+    def pass_(seconds: float) -> None:
+        now[0] += seconds
+
+    def hangs(*_words: object, timeout_seconds: float, **_more: object) -> ask.Answer:
+        pass_(timeout_seconds)
+        raise HostError("no answer: timed out")
+
+    monkeypatch.setattr(wait, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=pass_))
+    monkeypatch.setattr(ask, "worker", hangs)
+    (tmp_path / "token").write_text("bearer")
+    (tmp_path / "config.toml").write_text(f'[environment]\ntoken_file = "{tmp_path}/token"\n')
+    assert wait.await_identity(wait.Workers(tmp_path / "config.toml", timeout), clouds, timeout) == 75
+    least, most = wait.WORKER_SECONDS
+    assert timeout <= now[0] - 100.0 <= max(timeout, most) + 2 * least
 
 
 @pytest.fixture
