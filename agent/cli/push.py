@@ -16,6 +16,7 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.wire import names
 
 _OUTCOMES: Final = ("accepted", "same", "refused")
+_TOLD: Final = {"refused": ("code", "reason"), "taken": ("seq", "issuer", "subject")}
 _ANOTHER: Final = (
     "to withdraw that one, credential-agent seal --withdraw --issuer ISSUER --subject SUBJECT; the status names both"
 )
@@ -65,4 +66,5 @@ def _verdict(answer: ask.Answer) -> dict[str, Any]:
     verdict = answer.document("outcome")
     if verdict["outcome"] not in _OUTCOMES:
         raise HostError(f"expected a verdict from the agent, got {str(verdict['outcome'])[:40]!r}")
-    return verdict
+    # Whole, before anything is said of it: a program would take half a verdict for one.
+    return answer.document(*_TOLD["refused" if verdict["outcome"] == "refused" else "taken"])

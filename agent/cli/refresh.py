@@ -16,6 +16,8 @@ from agent.core.text import printable
 from agent.wire import names
 
 REFRESH_SECONDS: Final = 45.0
+_OUTCOMES: Final = ("accepted", "same", "refused", "none", "broken")
+_MEMBERS: Final = {"source", "outcome", "code", "reason", "seq"}
 
 
 @click.command()
@@ -32,6 +34,8 @@ def refresh(path: Path, as_json: bool) -> int:
     if answer.status != 200:
         raise HostError(f"the agent did not look: {answer.why()}")
     sources = answer.document("sources")["sources"]
+    if any(not source.keys() >= _MEMBERS or source["outcome"] not in _OUTCOMES for source in sources):
+        raise HostError("expected what each source holds from the agent, got something else")
     outcomes = {source["outcome"] for source in sources}
     if as_json:
         tell("refresh", {"sources": sources})

@@ -31,7 +31,7 @@ def reload(path: Path, as_json: bool) -> int:
     answer = ask.control(control_socket(path), "POST", names.RELOAD_PATH, b"", timeout_seconds=RELOAD_SECONDS)
     if answer.status not in (200, 422):
         raise HostError(f"the agent did not reload: {answer.why()}")
-    done = answer.document("outcome", "needs_restart")
+    done = answer.document("outcome", "reason", "hint", "needs_restart")
     if done["outcome"] not in _OUTCOMES:
         raise HostError(f"expected what came of it from the agent, got {str(done['outcome'])[:40]!r}")
     if as_json:

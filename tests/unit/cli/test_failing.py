@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -68,11 +69,12 @@ class Odd:
         with contextlib.suppress(OSError):  # closed
             while True:
                 connection = listener.accept()[0]
-                with connection:
-                    connection.recv(65_536)
+                with connection, connection.makefile("rb") as asked:
+                    head = [line.lower() for line in takewhile(bool, iter(asked.readline, b"\r\n"))]
+                    asked.read(sum(int(line.split()[1]) for line in head if line.startswith(b"content-length:")))
                     if self.body is not None:
-                        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.body)}\r\nConnection: close\r\n\r\n"
-                        connection.sendall(head.encode() + self.body)
+                        said = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.body)}\r\nConnection: close\r\n\r\n"
+                        connection.sendall(said.encode() + self.body)
 
     def close(self) -> None:
         for one in self._sockets:
@@ -121,6 +123,42 @@ def test_an_answer_that_makes_no_sense_is_one_document(
     if found[0]["schema"] == "credential-agent/error":
         assert found[0]["exit_status"] == code
         assert str(found[0]["error"]).splitlines()[0] in error
+
+
+TAKEN = {"outcome": "accepted", "seq": 4, "issuer": "i", "subject": "s"}
+WHOLE: tuple[tuple[str, dict[str, object]], ...] = (
+    ("push", TAKEN),
+    ("push", {"outcome": "refused", "code": "rollback", "reason": "seq 3 is not above 4"}),
+    ("reload", {"outcome": "applied", "reason": None, "hint": None, "needs_restart": []}),
+    ("refresh", {"source": "file", "outcome": "same", "code": None, "reason": None, "seq": 4}),
+)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(("command", "members"), WHOLE, ids=[f"{name}-{said['outcome']}" for name, said in WHOLE])
+def test_an_answer_that_is_not_whole_is_told_as_none(  # noqa: PLR0917 - what pytest gives
+    odd: Odd,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    members: dict[str, object],
+    form: list[str],
+) -> None:
+    """A part of what an agent says of its own deeds says nothing, to people and to programs alike."""
+
+    def status(said: dict[str, object]) -> object:
+        odd.body = json.dumps({"sources": [said]} if command == "refresh" else said).encode()
+        words = [command, *form, *([str(tmp_path / "BUNDLE")] if command == "push" else [])]
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words, "--config", str(odd.config)])
+        return caught.value.code
+
+    assert status(members) == (exits.EX_DATAERR if members["outcome"] == "refused" else exits.EX_OK)
+    capsys.readouterr()
+    for name in members:
+        assert status({member: value for member, value in members.items() if member != name}) == exits.EX_OSERR, name
+    assert status({**members, "outcome": "perhaps"}) == exits.EX_OSERR
+    assert '"credential-agent/error"' in capsys.readouterr().out or not form
 
 
 @pytest.mark.parametrize("words", ASKING, ids=" ".join)
