@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import selectors
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -14,6 +18,8 @@ from agent.core.errors import CourierError, UsageError
 from agent.forward.courier import CHATTER, LARGEST_REPLY, Job, LateError
 
 AT_ONCE: Final = 32
+MOST_SAID: Final = LARGEST_REPLY + CHATTER
+"""So many bytes of each stream are kept, the last: the reply ends it."""
 CONNECT_SECONDS: Final = 20.0
 
 _OF_SSH: Final = 255
@@ -103,7 +109,7 @@ class Ssh:
             self._running.add(process)
             with process:
                 try:
-                    said, complaint = process.communicate(job.script.encode(), job.seconds + CONNECT_SECONDS)
+                    said, complaint = _said(process, job.script.encode(), job.seconds + CONNECT_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     return LateError(f"ssh to {host} did not end in {job.seconds + CONNECT_SECONDS:.0f} s")
@@ -114,9 +120,44 @@ class Ssh:
         return _reply(host, process.returncode, said, complaint)
 
 
+def _said(process: subprocess.Popen[bytes], text: bytes, seconds: float) -> tuple[bytes, bytes]:
+    """Give a program its input; the end of what it says on either stream. A host that talks on and on is not kept.
+
+    Raises:
+        TimeoutExpired: of subprocess: it has not ended.
+    """
+    stdin, out, err = process.stdin, process.stdout, process.stderr
+    if stdin is None or out is None or err is None:
+        raise AssertionError("internal error: a process without pipes")
+    end = time.monotonic() + seconds
+    ends = {out.fileno(): b"", err.fileno(): b""}
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdin, selectors.EVENT_WRITE)
+        for stream in (out, err):
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(end - time.monotonic(), 0))
+            if time.monotonic() >= end:
+                raise subprocess.TimeoutExpired(process.args, seconds)
+            for key, _ in ready:
+                if key.fileobj is stdin:
+                    with contextlib.suppress(BrokenPipeError):  # it has ended, or wants no more: what it says counts
+                        text = text[os.write(key.fd, text[: select.PIPE_BUF]) :]
+                        if text:
+                            continue
+                    selector.unregister(stdin)
+                    stdin.close()
+                elif more := os.read(key.fd, CHATTER):
+                    ends[key.fd] = (ends[key.fd] + more)[-MOST_SAID:]
+                else:
+                    selector.unregister(key.fileobj)
+    process.wait(max(end - time.monotonic(), 0))
+    return ends[out.fileno()], ends[err.fileno()]
+
+
 def _reply(host: str, status: int, said: bytes, complaint: bytes) -> str | Exception:
     # A login shell may have said something of its own before.
-    lines = said[-LARGEST_REPLY - CHATTER :].decode("utf-8", "replace").strip().splitlines()
+    lines = said.decode("utf-8", "replace").strip().splitlines()
     if status == 0 and lines:
         return lines[-1]
     if status == _NO_PYTHON:

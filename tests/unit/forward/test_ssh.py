@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import UsageError
-from agent.forward import Job, LateError, State
+from agent.forward import Job, LateError, State, on_ssh
 from agent.forward.on_ssh import Ssh
 from tests.system.harness import until
 from tests.unit.forward.support import World
@@ -147,3 +148,41 @@ def test_a_host_is_never_an_option() -> None:
     for hosts in (["-oProxyCommand=sh"], ["a b"], [""], [], "w1"):
         with pytest.raises(UsageError):
             Ssh(hosts)
+
+
+def test_a_host_that_talks_on_and_on_is_not_kept_in_memory() -> None:
+    """Of what a host says on either stream only the end counts, and no more of it is kept; the reply is found in it."""
+    talk = "head -c 33554432 /dev/zero; head -c 33554432 /dev/zero >&2; echo; echo reply"
+    courier = Ssh(["w1"], command=["sh", "-c", talk, "ssh"])
+    tracemalloc.start()
+    try:
+        assert courier.call(Job(steps=()), ["w1"]) == {"w1": "reply"}
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("exec <&-; echo reply", "reply"),  # wants nothing of what it is given
+        ("cat >/dev/null; echo reply", "reply"),  # wants all of it
+        ("exec >&- 2>&-; cat >/dev/null", None),  # says nothing, and ends later
+        ("exec sleep 3600", LateError),
+        ("exec >&- 2>&-; exec sleep 3600", LateError),
+    ],
+)
+def test_whatever_a_host_does_with_its_streams_it_is_heard_or_late(
+    monkeypatch: pytest.MonkeyPatch, program: str, said: str | type[LateError] | None
+) -> None:
+    """More input than a pipe holds, streams that are closed, no end: a reply, a reason, or too late."""
+    late = said is LateError
+    monkeypatch.setattr(on_ssh, "CONNECT_SECONDS", 0.0 if late else 60.0)
+    job = Job(steps=(("PUT", "/", b"x" * 200_000),), seconds=0.2 if late else 60.0)
+    answer = Ssh(["w1"], command=["sh", "-c", program, "ssh"]).call(job, ["w1"])["w1"]
+    if late:
+        assert isinstance(answer, LateError)
+    elif said is None:
+        assert "status 0, and no word" in str(answer)
+    else:
+        assert answer == said
