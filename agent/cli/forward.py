@@ -112,7 +112,7 @@ def forward(**given: Any) -> None:
 
     Sends it to the agent on every worker, renews it until Ctrl-C, and takes it away then, except with --keep. Only
     machines of the identity's own AWS account or Google project get it; AWS or Google confirms where each machine runs.
-    Exits 69 if the cluster cannot be reached, or no worker was served.
+    Exits 69 if the cluster cannot be reached, or no worker was served at any time.
     """
     from agent import forward as face
 
@@ -149,8 +149,8 @@ def forward(**given: Any) -> None:
         wanted = _wanted(given)
         _say_what_is_made(given["signer"])
         with begin(**wanted) as running:
-            status = _until(ended, running, once=given["once"])
-    if not status.served:
+            served = _until(ended, running, once=given["once"])
+    if not served:
         raise click.exceptions.Exit(EX_UNAVAILABLE)
 
 
@@ -192,13 +192,16 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def _until(ended: threading.Event, running: Any, *, once: bool) -> Any:
+def _until(ended: threading.Event, running: Any, *, once: bool) -> bool:
+    """Wait for the end; whether any worker was served meanwhile: the cluster may have gone before us."""
+    served = False
     try:
+        served = running.status().served > 0
         while not once and not ended.wait(1.0):
-            pass
+            served = running.status().served > 0 or served
     except KeyboardInterrupt:
         click.echo(err=True)
-    return running.status()
+    return running.status().served > 0 or served
 
 
 def _wanted(given: dict[str, Any]) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from agent import forward as face
+from agent.cli import forward as room
 from agent.cli import main
+from agent.forward import signing
 from tests.unit.sender.support import laptop
 
 
@@ -106,3 +110,26 @@ def test_a_key_is_made_only_where_none_is_named(tmp_path: Path, monkeypatch: pyt
     assert (status, err) == (0, f"made a signing key: {tmp_path}/config/credential-agent/sender.jwk\n")
     assert told("--launch-line") == (0, line, "")
     assert told("--launch-line", "--signer", str(tmp_path / "config/credential-agent/sender.jwk")) == (0, line, "")
+
+
+@pytest.mark.parametrize(("served", "code"), [((1, 0, 0), 0), ((0, 1, 0), 0), ((0, 0, 1), 0), ((0, 0, 0), 69)])
+def test_whoever_was_served_counts_though_the_cluster_has_gone(
+    monkeypatch: pytest.MonkeyPatch, served: tuple[int, ...], code: int
+) -> None:
+    """69 says that no worker was served, and not that none is there any more at the end of the day."""
+    looks, waits = list(served), [False, True]
+
+    class Running:
+        def status(self) -> SimpleNamespace:
+            return SimpleNamespace(served=looks.pop(0))
+
+    class Ended:
+        def wait(self, _seconds: float) -> bool:
+            return waits.pop(0)
+
+    monkeypatch.setattr(room, "threading", SimpleNamespace(Event=Ended))
+    monkeypatch.setattr(face, "ssh", lambda *_words, **_wanted: contextlib.nullcontext(Running()))
+    monkeypatch.setattr(signing, "named", lambda _path: None)
+    with pytest.raises(SystemExit) as caught:
+        main(["forward", "--ssh", "w"])
+    assert caught.value.code == code
