@@ -90,6 +90,27 @@ def test_only_the_clock_reads_the_time() -> None:
     assert [u for path in outside(*allowed) for u in uses(path, *clocks)] == []
 
 
+def test_what_cannot_be_looked_at_is_not_taken_for_absent() -> None:
+    """Who decides something asks for the error: `exists` and its like say no whatever is wrong (with a later Python, all)."""
+    allowed = (
+        "cli/",  # a person's programs, as the next three
+        "doctor/",
+        "forward/",
+        "sender/",
+        "host/",
+        "daemon/late.py",  # what is taken for missing is written once more
+        "daemon/prepare.py",  # asks whether a disk answers at all; and a check
+    )
+    asks = {"exists", "lexists", "is_dir", "is_file", "is_symlink", "isdir", "isfile", "islink"}
+    found = [
+        f"{name_of(path)}:{node.lineno} {node.attr}"
+        for path in outside(*allowed)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr in asks
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("path", AGENT, ids=name_of)
 def test_what_is_public_says_what_it_is(path: Path) -> None:
     """Every module, public class and public function has a docstring."""
