@@ -43,6 +43,7 @@ class Read(NamedTuple):
         broken: whether it cannot be read.
         boot: see :func:`agent.host.machine.boot`.
         lived: when an agent was last at work here.
+        unread: whether it is ``broken`` because the system refused: what is there may be as good as ever.
     """
 
     memory: Memory
@@ -51,13 +52,17 @@ class Read(NamedTuple):
     broken: bool
     boot: str
     lived: Lived | None = None
+    unread: bool = False
 
 
 def is_later(read: Memory, ours: Memory) -> bool:
     """Whether the disk is later than ``ours``: it has a stream, a higher number or a floor that this lacks."""
-    if read.instance_id and ours.instance_id and read.instance_id != ours.instance_id:
-        return False
-    return not streams.covers(ours, read)
+    return _may_be_of_one(read, ours) and not streams.covers(ours, read)
+
+
+def _may_be_of_one(one: Memory, other: Memory) -> bool:
+    """Whether they may be the same machine's."""
+    return not one.instance_id or not other.instance_id or one.instance_id == other.instance_id
 
 
 class Later:
@@ -76,13 +81,21 @@ class Later:
         self._state = state
         self._reading = reading
         self._ours = False  # what the disk holds is what we wrote
+        self._beside: Memory | None = None  # what could not be read at the start: nothing of it is taken back
         self.history_read = False
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """See :class:`agent.controller.durable.Recorder`."""
         read = await asyncio.shield(self._reading)
+        if read.unread and not self._ours:
+            # It may be readable by now. What is not even now is written over: else nothing would be durable again.
+            with contextlib.suppress(HostError):
+                self._beside = (await asyncio.to_thread(self._state.load))[0]
         if not self._ours and not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")
+        if self._beside is not None and _may_be_of_one(memory, self._beside):
+            both = streams.united(memory, self._beside)
+            memory, sealed = both, sealed if both.active == memory.active else None
         await self._state.save(memory, sealed)
         self._ours = True
 

@@ -41,10 +41,6 @@ class Remembered:
         environ: what the service manager passed.
         root: where ``/proc`` and ``/sys`` are.
         activated: whether the service manager gave us the sockets: then we are the only agent here.
-
-    Attributes:
-        reading: the task that reads it.
-        unread: whether the system refused to read it, so that what is there may be as good as ever.
     """
 
     def __init__(
@@ -65,7 +61,6 @@ class Remembered:
         self._activated = activated
         self._log = structlog.get_logger()
         self.reading: asyncio.Task[disk.Read]
-        self.unread = False
 
     def begin(self) -> None:
         """Begin to read it. Returns at once."""
@@ -127,9 +122,9 @@ class Remembered:
     async def _read(self) -> disk.Read:
         """Everything that is asked of the state directory, in threads: it may not answer."""
         await self._claim()
-        read = await self._loaded()
+        read, unread = await self._loaded()
         boot = await asyncio.to_thread(machine.boot, self.directory, self._environ, self._root)
-        return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived))
+        return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived), unread)
 
     async def _claim(self) -> None:
         """Become the only owner of the state directory.
@@ -162,20 +157,19 @@ class Remembered:
             self._log.error("state.not_locked", reason=error.message)
             return True
 
-    async def _loaded(self) -> tuple[Memory, bytes | None, bool, bool]:
-        """The memory, the sealed bundle, whether both may be written over, and whether they cannot be read."""
+    async def _loaded(self) -> tuple[tuple[Memory, bytes | None, bool, bool], bool]:
+        """The memory, the sealed bundle, whether both may be written over and cannot be read; whether that may pass."""
         again = iter(AGAIN_SECONDS)
         while True:
             try:
-                return *await asyncio.to_thread(self._state.load), True, False
+                return (*await asyncio.to_thread(self._state.load), True, False), False
             except HostError as error:
                 passes = _passes(error)
                 seconds = next(again, None) if passes else None
                 if seconds is None:
                     self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
                     await asyncio.to_thread(self._state.keep_broken)
-                    self.unread = passes
-                    return closed_memory(""), None, not isinstance(error, StateVersionError), True
+                    return (closed_memory(""), None, not isinstance(error, StateVersionError), True), passes
             await asyncio.sleep(seconds)
 
 

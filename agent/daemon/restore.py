@@ -186,14 +186,14 @@ class Restorer:
         left, late = succession.left, not self._remembered.reading.done()
         self._late = late
         boot = left.memory.boot_id if late and left is not None else ""
-        unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
-        read, sealed, write, broken, self._who.boot_id, lived = unknown if late else self._remembered.reading.result()
+        away = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
+        read, sealed, write, broken, self._who.boot_id, lived, *_ = away if late else self._remembered.reading.result()
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
         brought = Memory() if left is None else left.brought
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # it is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken and left is not None else read, sealed)
-        write = write and (left is not None or not self._remembered.unread)  # the next start may have more luck with it
+        write = write and (left is not None or late or not self._remembered.reading.result().unread)
         named = name or remembered.instance_id
         waited = await self._waited(named)
         now = self.clock.now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.verdict import Mark, Memory
 from agent.daemon.disk import Later, Read
-from agent.host.state import StateDirectory
+from agent.host.state import MEMORY_FILE, StateDirectory, closed_memory
 from agent.identity import streams
 from tests.fakes.clock import START
 
@@ -81,5 +82,64 @@ def test_a_disk_that_is_later_is_not_written_over(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(HostError):
                 await recorder.save(Memory("i-1", (Mark("cp", "team", 1, "0" * 64, START),)), None)
+
+    asyncio.run(scenario())
+
+
+def mark(subject: str, seq: int, sealed: bytes = b"") -> Mark:
+    return Mark("cp", subject, seq, hashlib.sha256(sealed).hexdigest(), START)
+
+
+OTHERS = mark("others", 1)
+KNOWN = mark("team", 2, b"two")
+"""In force, says the disk that could not be read at the start."""
+
+
+@pytest.mark.parametrize("name", ["i-1", "", "i-2"])
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "sealed", "left"),
+    [
+        (Memory(marks=(mark("team", 3),)), None, Memory(marks=(mark("team", 3), OTHERS))),
+        (
+            Memory(marks=(mark("team", 3, b"three"),), active=mark("team", 3, b"three")),
+            b"three",
+            Memory(marks=(mark("team", 3, b"three"), OTHERS), active=mark("team", 3, b"three")),
+        ),
+        (
+            Memory(marks=(mark("team", 1, b"one"),), active=mark("team", 1, b"one")),
+            b"one",
+            Memory(marks=(KNOWN, OTHERS), active=KNOWN),
+        ),
+    ],
+    ids=["a withdrawal", "a successor", "what it would have refused"],
+)
+def test_what_could_not_be_read_at_the_start_is_kept_beside_what_is_written(
+    tmp_path: Path, ours: Memory, sealed: bytes | None, left: Memory, name: str, *, spoilt: bool
+) -> None:
+    """Nothing that the disk knew is taken back by what is accepted meanwhile, unless it is another machine's.
+
+    What nobody can read even then is written over: else no bundle would be durable again.
+    """
+
+    async def scenario() -> None:
+        state = StateDirectory(tmp_path)
+        await state.save(Memory("i-1", (OTHERS, KNOWN), active=KNOWN), b"two")
+        if spoilt:
+            (tmp_path / MEMORY_FILE).write_bytes(b"?")
+
+        async def read() -> Read:
+            return Read(closed_memory(""), None, write=True, broken=True, boot="", unread=True)
+
+        recorder, mine = Later(state, asyncio.create_task(read())), replace(ours, instance_id=name)
+        alone = spoilt or name == "i-2"
+        for _ in range(2):
+            await recorder.save(mine, sealed)
+            found, bundle = StateDirectory(tmp_path).load()
+            expected = mine if alone else replace(left, instance_id=name)
+            assert (set(found.marks), found.active) == (set(expected.marks), expected.active)
+            active = expected.active
+            assert (active is None) == (bundle is None)
+            assert bundle is None or active is None or hashlib.sha256(bundle).hexdigest() == active.digest
 
     asyncio.run(scenario())

@@ -196,7 +196,7 @@ class TestABrokenMemory:
                 async with machines.start() as life:
                     assert life.in_force() == (1 if passes or handed else None)
                     assert life.store.memory.decided.keys() == ({Cloud.AWS} if passes or handed else set(Cloud))
-            assert len(failed) == (1 if passes else 3)
+            assert len(failed) == 1 if passes else len(failed) >= 3
             if not passes:
                 assert (path.read_bytes() == before) is not handed
             assert [mark.seq for mark in machines.written().marks] == [1]
