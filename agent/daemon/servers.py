@@ -23,6 +23,7 @@ from agent.core.errors import AgentError, Denied, SnapshotError
 from agent.core.model import GoogleToken, IdToken
 from agent.core.served import Reason, Serving
 from agent.daemon.begins import Begins, Nobody
+from agent.daemon.pace import Paced
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.host import ticks
@@ -100,7 +101,6 @@ class Servers:
         self.requests = requests
         self.heard = heard
         self.clock = clock
-        self.access = requests.of("worker")
         self._connected: dict[Server, None] = {}
         self._begins: Begins = Nobody()
         self._changed = asyncio.Event()
@@ -242,7 +242,7 @@ class Servers:
             server.close()
 
 
-class Server(asyncio.Protocol):
+class Server(Paced):
     """One connected server.
 
     Attributes:
@@ -261,6 +261,7 @@ class Server(asyncio.Protocol):
         pid: int = 0,
         stands_by: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__()
         self._servers = servers
         self._is_cut_off = False
         self._end = end
@@ -365,8 +366,7 @@ class Server(asyncio.Protocol):
             case Refused() | Crashed():
                 self._complain(said)
             case Left():
-                task = self._tasks.get(said.number)
-                if task is not None:
+                if (task := self._tasks.get(said.number)) is not None:
                     task.cancel()
             case Pass():
                 self._begin(said.number, servers.passing.ask(said), Passed(said.number, 0))
@@ -399,7 +399,7 @@ class Server(asyncio.Protocol):
 
     async def _answer(self, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
         try:
-            self.say(await work)
+            self.say(await self.in_turn(await work))
         except Exception as error:  # noqa: BLE001 - the border: nothing that a server asks may end the controller
             structlog.get_logger().error("request.crashed", path="", error=type(error).__name__, exc_info=error)
             self.say(failed)

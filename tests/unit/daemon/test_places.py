@@ -14,6 +14,7 @@ from agent import snapshot
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.daemon import passing
+from agent.daemon import servers as servers_module
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
@@ -24,14 +25,14 @@ from agent.serve.mints import Mints, Shares
 from agent.serve.proxy import Proxy
 from agent.snapshot import ServeSettings
 from tests.fakes.clock import START
-from tests.fakes.upstreams import Scripted
+from tests.fakes.upstreams import Scripted, answer
 from tests.fakes.view import KEY, google_token
 from tests.unit.serve.test_asking import settled
 from tests.unit.serve.test_hiding import view_of
 
 CONNECTIONS = 20
 PLACES = 10
-SECONDS = 60.0
+SECONDS = 600.0
 INSTANCE = "/computeMetadata/v1/instance"
 IDENTITY = "service-accounts/default/identity?audience=a"
 
@@ -109,6 +110,40 @@ def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
         for one in (*greedy, other):
             one.cancel()
         await asyncio.gather(*greedy, other, return_exceptions=True)
+        link.close()
+        servers.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_answers_of_all_that_wait_for_one_change_are_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much the long polls of one worker are told at once, the server is not cut off, and what is small waits for none.
+
+    A real service answers all of them in the same moment, and a server reads them one by one.
+    """
+    body = b"x" * (1 << 17)
+    monkeypatch.setattr(servers_module, "MOST_UNREAD_BYTES", len(body) * PLACES // 2)
+
+    async def scenario() -> None:
+        real = Scripted({f"{INSTANCE}/zone": answer("z")})
+        real.always, real.gate = answer(body), asyncio.Event()
+        servers = controller(real, nothing, nothing, asyncio.get_running_loop().time)
+        link = await linked(servers)
+        service, order = link.service(Cloud.GCP), list[str]()
+
+        async def ask(target: str) -> bytes:
+            found = await service.request("GET", f"{INSTANCE}/{target}", timeout_seconds=SECONDS)
+            order.append(target)
+            return found.body
+
+        polls = [asyncio.create_task(ask(f"tags?wait_for_change=true&timeout_sec={60 + n}")) for n in range(PLACES)]
+        await until(lambda: real.under_way == PLACES)
+        small = asyncio.create_task(ask("zone"))
+        await until(lambda: real.under_way == PLACES + 1)
+        real.gate.set()
+        assert await asyncio.gather(*polls) == [body] * PLACES
+        assert await small == b"z"
+        assert order.index("zone") < PLACES // 2
         link.close()
         servers.close()
 
