@@ -30,6 +30,8 @@ DOUBTFUL_SECONDS: Final = 10.0
 _NUMBER: Final = re.compile(r"[0-9]{1,10}\Z")
 #: ``batch@EXAMPLE.ORG``, ``EXAMPLE\\batch``, ``EXAMPLE+batch`` (winbind)
 _REALM: Final = re.compile(r"^.*[\\+]|[@/].*$", re.DOTALL)
+_BETWEEN: Final = re.compile(r"[\s,;:|=]+")
+_PATTERN: Final = re.compile(r"(?=.*[A-Za-z0-9]).*[*?\[]", re.DOTALL)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +131,8 @@ def plan_of(
     meant = named.doubtful | _meant(read.meant, known or {}, directory)
     groups, said = _groups(section.units)
     held_back, later = _groups((*filter(_is_unit, read.meant.units), *_templates((*section.units, *read.meant.units))))
-    numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers(read.meant.uids)))
+    among = (text for name in section.users if directory(name) is None for text in configuration.ranges_in(name))
+    numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers((*read.meant.uids, *among))))
     former = ranges.without(before, ranges.merge((*named.uids, *numbers))) if named.pending else ()
     uids, refused, families, unread = _become(named.uids, numbers, former, directory)
     if former := ranges.without(former, uids):
@@ -212,6 +215,10 @@ class _Directory:
         self._left -= time.monotonic() - began
         return uid
 
+    def like(self, pattern: str) -> dict[str, int]:
+        """The users of ``/etc/passwd``, root apart, whom a shell's pattern matches."""
+        return self._local.like(pattern)
+
 
 class _Named(NamedTuple):
     """Whom the section names.
@@ -269,14 +276,20 @@ def _become(
 
 
 def _alike(name: str, directory: _Directory) -> dict[str, int]:
-    """Users who may be meant by a name that nobody has: another spelling, a realm, a number in place of the name."""
-    plain = unicodedata.normalize("NFKC", name).strip(" \t\r\n#%@:'\"")
-    short = _REALM.sub("", plain)
+    """Users who may be meant by a name that nobody has.
+
+    Another spelling, a realm, a number in place of the name, several names in one text, a pattern.
+    """
     found = {}
-    for other in dict.fromkeys((plain, plain.casefold(), short, short.casefold())):
-        uid = int(other) if _NUMBER.match(other) else directory.perhaps(other)
-        if uid is not None and 0 < uid <= ranges.MAX_UID:
-            found[other] = uid
+    for word in dict.fromkeys((name, *_BETWEEN.split(name))):
+        plain = unicodedata.normalize("NFKC", word).strip(" \t\r\n#%@:'\"~^.!-")
+        short = _REALM.sub("", plain)
+        for other in dict.fromkeys((plain, plain.casefold(), short, short.casefold())):
+            uid = int(other) if _NUMBER.match(other) else directory.perhaps(other)
+            if uid is not None and 0 < uid <= ranges.MAX_UID:
+                found[other] = uid
+        if _PATTERN.match(plain):
+            found |= directory.like(plain)
     return found
 
 

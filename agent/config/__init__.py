@@ -10,7 +10,7 @@ What this package does *not* do: open the files it names. A missing key file is 
 
 from agent.config.checks import courier_path, host_port
 from agent.config.faults import Fault
-from agent.config.meant import Meant
+from agent.config.meant import Meant, ranges_in
 from agent.config.read import MAX_FILE_BYTES, RedirectRead, follows, load, load_redirect, parse, survey, text
 from agent.config.salvage import named_workers
 from agent.config.schema import (
@@ -98,6 +98,7 @@ __all__ = [
     "load_redirect",
     "named_workers",
     "parse",
+    "ranges_in",
     "survey",
     "text",
 ]

@@ -9,6 +9,7 @@ import errno
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -174,6 +175,10 @@ class LocalUsers:
     def __call__(self, name: str) -> int | None:
         """The uid of a name; ``None``: it is not in the file."""
         return self._uids.get(name)
+
+    def like(self, pattern: str) -> dict[str, int]:
+        """The uids of all but root whose name a shell's pattern (fnmatch) matches."""
+        return {name: uid for name, uid in self._uids.items() if uid and fnmatchcase(name, pattern)}
 
 
 def _lines(path: Path) -> list[str]:

@@ -222,6 +222,33 @@ def test_who_may_be_meant_by_a_name_that_nobody_has_is_refused(tmp_path: Path, n
     assert "(uid 1) may be meant, and is refused" in made["pending"][0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "daemon, bin",
+        "daemon bin",
+        "daemon;bin",
+        "daemon:bin",
+        "uid=1,2",
+        "1-2",
+        "1..2",
+        "[bd][ia][ne]*",
+        "~daemon ^bin",
+    ],
+)
+def test_all_who_may_be_meant_by_one_text_are_refused(tmp_path: Path, name: str) -> None:
+    """Several names in one text, a pattern, a range: none of those who are named there is left to the machine."""
+    made = plan(tmp_path, f'uids = []\nusers = ["{name}"]')
+    assert made["uids"] == []
+    assert made["refused"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["*", "??", "0", "ro*t", "nobody-is-called-so"])
+def test_nobody_is_refused_for_what_names_nobody(tmp_path: Path, name: str) -> None:
+    """A star alone names no one, and root is never refused."""
+    assert plan(tmp_path, f'uids = []\nusers = ["{name}"]')["refused"] == []
+
+
 def test_who_may_be_meant_does_not_become_a_worker_by_being_looked_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
