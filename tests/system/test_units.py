@@ -26,6 +26,7 @@ TARGET, AGENT, REDIRECT = "credential-agent.target", "credential-agent.service",
 SOCKET, SOCKET6 = "credential-agent.socket", "credential-agent-ipv6.socket"
 CONTROL, SLICE = "credential-agent-control.socket", "credential-agent-workers.slice"
 SERVE, WAY = "credential-agent-serve.service", "credential-agent-serve.socket"
+COURIER = "credential-agent-courier.socket"
 
 # A job that asks for its credential in its ExecStop, a moment into the power-off, and writes down as whom it came.
 LAST_WORDS = """[Unit]
@@ -292,11 +293,11 @@ def test_roots_login_shell_takes_nothing_of_the_agents(machine: Machine) -> None
 
 
 ORDERS = [
-    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, SERVE, SOCKET, SOCKET6, CONTROL, WAY)],
-    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, SERVE, SOCKET, SOCKET6, CONTROL, WAY)],
+    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, SERVE, SOCKET, SOCKET6, CONTROL, COURIER, WAY)],
+    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, SERVE, SOCKET, SOCKET6, CONTROL, COURIER, WAY)],
     *[
         [("stop", unit), ("start", TARGET)]
-        for unit in (TARGET, AGENT, SERVE, SOCKET, SOCKET6, CONTROL, WAY, REDIRECT, SLICE)
+        for unit in (TARGET, AGENT, SERVE, SOCKET, SOCKET6, CONTROL, COURIER, WAY, REDIRECT, SLICE)
     ],
     [("stop", AGENT), ("start", SOCKET)],
     [("stop", AGENT), ("start", SERVE)],
@@ -317,13 +318,14 @@ ORDERS = [
     [("kill --signal=KILL", AGENT)],
     [("restart --no-block", AGENT), ("restart --no-block", SOCKET), ("restart --no-block", TARGET)],
     [("restart --no-block", SOCKET), ("restart --no-block", REDIRECT), ("restart --no-block", AGENT)],
+    [("restart --no-block", COURIER), ("restart --no-block", AGENT), ("restart --no-block", SOCKET)],
     [("isolate", "multi-user.target")],
     [("isolate", "rescue.target"), ("isolate", "multi-user.target")],
     [("daemon-reexec", "")],
 ]
 
 
-AT_WORK = (SOCKET, SOCKET6, CONTROL, WAY, AGENT, SERVE, REDIRECT)
+AT_WORK = (SOCKET, SOCKET6, CONTROL, COURIER, WAY, AGENT, SERVE, REDIRECT)
 
 
 def active(machine: Machine) -> list[str]:
