@@ -125,10 +125,11 @@ make_environment() {
   local pip_options=()
   [ -n "$wheelhouse" ] && pip_options=(--no-index --find-links "$wheelhouse")
   "$interpreter" -m venv --clear "$release"
-  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
+  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-compile \
     --only-binary :all: --require-hashes "${pip_options[@]}" -r "$requirements"
-  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-deps \
+  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-compile --no-deps \
     --no-index "$wheel"
+  compile_release
   chown -R root:root "$release"
   chmod -R go-w "$release"
 }
@@ -152,8 +153,13 @@ take_carried() {
   printf '#!%s\nimport sys\nfrom agent.__main__ import main\nsys.exit(main())\n' "$release/bin/python" \
     >"$release/bin/credential-agent"
   chmod 0755 "$release/bin/credential-agent"
-  # The service may not write there, and would read every source anew at each start.
-  "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
+  compile_release
+}
+
+# The service may not write there, and would read every source anew at each start. (A wheel of another release compiles nothing.)
+compile_release() {
+  "$release/bin/python" -I -m agent.host.compiling "$release/lib" ||
+    "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
     die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"
 }
 

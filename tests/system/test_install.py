@@ -24,6 +24,11 @@ from tests.test_docs import commands
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("install")]
 
+LOOK = """
+import aiohttp, botocore.session, google.auth
+import agent.cli.run, agent.daemon, agent.server.master
+print(agent.daemon.__doc__, aiohttp.ClientSession.__doc__)
+"""
 OPTIONS = ("--no-start", "--no-packages", "--platform", "none")
 
 
@@ -110,6 +115,24 @@ def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     assert chroot.run("/usr/local/bin/credential-agent", "check").returncode == 0
     validated = chroot.run("/payload/validate.sh")  # "None needs a running systemd", says packer/README.md
     assert validated.returncode == 0, validated.stdout
+
+
+def test_a_start_compiles_nothing_and_carries_no_docstrings(chroot: Chroot) -> None:
+    """Byte code of every module is there, so that a start that could write some writes none; commands have their help."""
+    release = chroot.root / chroot.run("readlink", "-f", "/opt/credential-agent/current").stdout.strip().lstrip("/")
+
+    def compiled() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in release.rglob("*.pyc")}
+
+    before = compiled()
+    assert {file.parent.parent / f"{file.name.split('.')[0]}.py" for file in before} == set(
+        release.rglob("lib/**/*.py")
+    )
+    said = chroot.run("/opt/credential-agent/current/bin/python3", "-I", "-c", LOOK)
+    assert said.stdout == "None None\n", said.stderr
+    said = chroot.run("/usr/local/bin/credential-agent", "--help")
+    assert "Run the agent in the foreground" in said.stdout
+    assert compiled() == before
 
 
 def test_the_image_knows_which_system_users_are_workers(chroot: Chroot) -> None:
