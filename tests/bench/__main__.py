@@ -8,7 +8,6 @@ in C, a process of its own; each request has a connection of its own. :file:`REA
 from __future__ import annotations
 
 import argparse
-import compileall
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from tests.bench import servers
 from tests.bench.loads import LOADS, QUICK, Load, compiled, put_on
 from tests.bench.processes import cpu_seconds, family, memory, memory_of
 from tests.bench.report import evaluated, picture, table
-from tests.bench.servers import HELPER, HERE, Server
+from tests.bench.servers import HELPER, Server
 
 Start = Callable[[Path], AbstractContextManager[Server]]
 SETTLED_SECONDS = 5.0
@@ -34,7 +33,7 @@ SETTLED_SECONDS = 5.0
 
 def found(directory: Path, *, quick: bool) -> tuple[dict[str, Start], list[str]]:
     """The servers that this machine can start, and why others are left out."""
-    starts: dict[str, Start] = {"agent": servers.agent}
+    starts: dict[str, Start] = {"agent": partial(servers.agent, servers.installed(directory / "installed"))}
     absent = []
     program = servers.go(directory, "peer")
     if program is None:
@@ -125,7 +124,6 @@ def main() -> int:
         # Short: a socket's path has 107 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench")))
         directory.chmod(0o711)  # other users run the generator
-        compileall.compile_dir(HERE.parents[1] / "agent", quiet=1)  # as the install script leaves it
         generator = compiled(directory)
         starts, absent = found(directory, quick=given.quick)
         print(

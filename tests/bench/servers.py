@@ -9,15 +9,18 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,16 +103,34 @@ def wait_for(port: int, process: subprocess.Popen[bytes], why: Callable[[], str]
     return time.perf_counter() - began
 
 
+def installed(directory: Path) -> Path:
+    """An environment as the install script leaves it: what is locked and nothing else, compiled. Its interpreter."""
+    venv.create(directory, symlinks=True)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    root = HERE.parents[1]
+    shutil.copytree(root / "agent", packages / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    locked = (root / "requirements/runtime.txt").read_text()
+    for name in re.findall(r"^([\w-]+)==", locked, re.MULTILINE):
+        with suppress(PackageNotFoundError):  # for another Python
+            for file in files(name) or ():
+                if ".." not in file.parts and file.suffix != ".pyc":
+                    (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file.locate(), packages / file)
+    interpreter = directory / "bin/python"
+    subprocess.run([interpreter, "-I", "-m", "agent.host.compiling", packages], check=True)
+    return interpreter
+
+
 @contextmanager
-def agent(directory: Path) -> Iterator[Server]:
+def agent(interpreter: Path, directory: Path) -> Iterator[Server]:
     """The daemon, with a bundle at hand for both clouds."""
     directory.mkdir()
     world = World(directory)
     world.drop(world.seal(world.session("ASIAUSER000000000000"), world.google()))
     port = free_port()
     config = world.write_config({"listen": {"http": [f"127.0.0.1:{port}"]}})
-    # As it is installed: without rich, which structlog would take where some other package has brought it.
-    with Agent(config, prelude="sys.modules['rich'] = None", through=nice()) as process:
+    through = [*nice(), "sh", "-c", 'shift && exec "$0" "$@"', str(interpreter)]  # in place of ours
+    with Agent(config, environ={"PYTHONPATH": ""}, through=through) as process:
         started = wait_for(port, process.process, lambda: process.stderr)
         yield Server("agent", port, process.process.pid, started, ("ec2", "container", "google"), world.token)
         process.stop()
