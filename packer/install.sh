@@ -78,6 +78,17 @@ find_python() {
   return 1
 }
 
+# At its first boot a machine updates itself: whoever has the lists just then is waited for, as apt waits for whoever installs.
+update_lists() {
+  local said end=$((SECONDS + 600))
+  until said=$(LC_ALL=C apt-get update -qq 2>&1); do
+    case $said in *"Could not get lock"*) ;; *) die "apt-get update: $said" ;; esac
+    [ "$SECONDS" -lt "$end" ] || die "apt-get update: $said"
+    sleep 2
+  done
+  [ -z "$said" ] || printf '%s\n' "$said" >&2
+}
+
 # The package manager is only called for what is missing: an image that has everything needs no network.
 install_packages() {
   local wanted=()
@@ -88,11 +99,11 @@ install_packages() {
     [ ${#wanted[@]} -gt 0 ] || return 0
     say "installing ${wanted[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -qq --yes --no-install-recommends "${wanted[@]}" >/dev/null
+    update_lists
+    apt-get install -qq --yes --no-install-recommends -o DPkg::Lock::Timeout=600 "${wanted[@]}" >/dev/null
     # Ubuntu 22.04's python3 is 3.10; a newer one is beside it.
     find_python >/dev/null ||
-      apt-get install -qq --yes --no-install-recommends python3.11 python3.11-venv >/dev/null
+      apt-get install -qq --yes --no-install-recommends -o DPkg::Lock::Timeout=600 python3.11 python3.11-venv >/dev/null
   elif command -v dnf >/dev/null; then
     find_python >/dev/null || wanted+=(python3.11)
     command -v ip >/dev/null || wanted+=(iproute)
@@ -221,7 +232,7 @@ remember() {
   local path
   saved=$(mktemp -d)
   # One that was killed may have written units anew: nobody knows of which sockets systemd has the former ones.
-  [ ! -e "$UNFINISHED" ] || remade=("$UNITS"/credential-agent*.socket)
+  [ ! -e "$UNFINISHED" ] || { unfinished=yes && remade=("$UNITS"/credential-agent*.socket); }
   remade=("${remade[@]##*/}")
   touch "$UNFINISHED"
   while read -r path; do
@@ -236,6 +247,17 @@ same() { # FILE FILE
   if [ -L "$1" ]; then [ "$(readlink "$1")" = "$(readlink "$2")" ]; elif [ ! -d "$1" ]; then cmp -s "$1" "$2"; fi
 }
 
+# Beside it, and then by its name: whoever is killed meanwhile leaves the one or the other. In a container the file itself is a
+# mount, which has no other name.
+replace_hosts() { # COMMAND...: prints what is to stand there
+  local file new
+  file=$(readlink -f /etc/hosts)
+  new=$file.credential-agent
+  { cp -a "$file" "$new" && "$@" >"$new" && { mv -f "$new" "$file" 2>/dev/null || cat "$new" >"$file"; }; } ||
+    say "$file: cannot be written; what it has for credential-agent stays"
+  rm -f "$new"
+}
+
 # What is as it was is not touched: it may be a mount, or immutable (chattr +i), and nothing is wrong with it.
 put_back() {
   local path before
@@ -247,8 +269,8 @@ put_back() {
   done
   (cd "$saved" && find . -mindepth 1 -printf '/%P\n') | sort | while read -r path; do
     if same "$saved$path" "$path"; then continue; fi
-    if [ "$path" = /etc/hosts ]; then # in a container the file itself is a mount
-      cat "$saved$path" >"$path" || say "$path: cannot be put back"
+    if [ "$path" = /etc/hosts ]; then
+      replace_hosts cat "$saved$path"
     elif [ -d "$saved$path" ] && [ -d "$path" ] && [ ! -L "$path" ] && [ ! -L "$saved$path" ]; then
       # The directories above what we own were only made here to hold it.
       grep -qxF "$path" <<<"$before" || case $path in "$ETC"/* | "$UNITS"/credential-agent*) ;; *) continue ;; esac
@@ -349,7 +371,8 @@ undo() {
       fi
     fi
   fi
-  rm -f "$UNFINISHED"
+  # What is put back is what a killed one left, and the next one must know of it.
+  [ "$unfinished" = yes ] || rm -f "$UNFINISHED"
   if [ -n "$candidate" ] && [ "$fresh" = yes ]; then rm -rf "$candidate"; fi
 }
 
@@ -396,7 +419,7 @@ remove_drop_ins() { # UNIT NAME...
 }
 
 install_files() {
-  local name version
+  local name version end=''
   install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
   for name in "${SERVICES[@]}"; do
     if [ -e "$UNITS/$name" ] && [ "$(listening "$units/$name")" != "$(listening "$UNITS/$name")" ]; then remade+=("$name"); fi
@@ -434,7 +457,9 @@ install_files() {
   write_interpreter
   # Google's clients look for the metadata server by this name, which only Google's own networks resolve.
   if ! grep -qs 'metadata\.google\.internal' /etc/hosts; then
-    printf '169.254.169.254 metadata.google.internal # credential-agent\n' >>/etc/hosts
+    # A last line without an end would be one with ours, and go with it.
+    if [ -n "$(tail -c 1 /etc/hosts 2>/dev/null)" ]; then end=$'\n'; fi
+    printf '%s169.254.169.254 metadata.google.internal # credential-agent\n' "$end" >>/etc/hosts
   fi
   for name in "${workers[@]}"; do
     usermod --append --groups credential-workers "$name"
@@ -661,7 +686,7 @@ do_install() {
 # -- taking it off ------------------------------------------------------------------------------------------------------
 
 do_uninstall() {
-  local name hosts
+  local name
   stop_everything
   if [ -e "$UNITS/credential-agent.service" ]; then
     systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
@@ -676,9 +701,7 @@ do_uninstall() {
   rm -rf "$ETC/closed.d"
   rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh "$PRESET"
   if grep -qs '# credential-agent$' /etc/hosts; then
-    # Written in place: in a container the file itself is a mount.
-    hosts=$(grep -v '# credential-agent$' /etc/hosts || true)
-    printf '%s\n' "$hosts" >/etc/hosts
+    replace_hosts sed '/# credential-agent$/d' /etc/hosts
   fi
   rm -f /usr/local/bin/credential-agent
   pages | tr '\n' '\0' | xargs -0r rm -f --
@@ -702,7 +725,7 @@ do_uninstall() {
 # -- the command line ---------------------------------------------------------------------------------------------------
 
 wheel='' carried='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
-signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no action=install
+signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no unfinished=no action=install
 trap 'undo; [ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM HUP
 

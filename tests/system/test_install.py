@@ -214,9 +214,15 @@ def test_a_machine_whose_ntp_client_tells_the_kernel_alone_lets_the_agent_ask_th
     assert not drop_in.exists()
 
 
-@pytest.mark.parametrize("whose", ["new", "present"])
-def test_a_refused_upgrade_changes_not_a_byte(chroot: Chroot, whose: str) -> None:
-    """Whether the configuration is given with it or was there: refused, and no file, mode, link or owner differs."""
+@pytest.mark.parametrize(("whose", "killed"), [("new", False), ("present", True)])
+def test_a_refused_upgrade_changes_not_a_byte(chroot: Chroot, whose: str, *, killed: bool) -> None:
+    """Whether the configuration is given with it or was there: refused, and no file, mode, link or owner differs.
+
+    Nor is it forgotten that a run before it was killed in the middle of its work: only one that succeeds ends that.
+    """
+    unfinished = chroot.root / "opt/credential-agent/.unfinished"
+    if killed:
+        unfinished.touch()
     present = chroot.root / "etc/credential-agent/config.toml"
     good = present.read_bytes()
     (chroot.root / "bad.toml").write_text("[aws]\nnonsense = 1\n")
@@ -233,6 +239,9 @@ def test_a_refused_upgrade_changes_not_a_byte(chroot: Chroot, whose: str) -> Non
     assert "nonsense" in done.stderr
     assert chroot.seen() == before
     present.write_bytes(good)
+    if killed:
+        assert chroot.install().returncode == 0
+    assert not unfinished.exists()
 
 
 def test_who_was_in_the_services_group_becomes_an_operator(chroot: Chroot) -> None:
@@ -344,8 +353,12 @@ def test_a_unit_is_left_out_of_an_image_as_the_page_says(chroot: Chroot) -> None
     assert chroot.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
 
 
-def test_one_run_waits_for_the_other(chroot: Chroot) -> None:
-    """Whoever comes second says so, and goes on when the first has ended; nobody but root can be the first."""
+@pytest.mark.parametrize("taken_off", [False, True])
+def test_one_run_waits_for_the_other(chroot: Chroot, *, taken_off: bool) -> None:
+    """Whoever comes second says so, and goes on when the first has ended; nobody but root can be the first.
+
+    One that takes all off takes the name of the lock away with it, and whoever comes third looks for that name.
+    """
     lock = chroot.root / "run/credential-agent-install.lock"
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600
     with (
@@ -358,16 +371,24 @@ def test_one_run_waits_for_the_other(chroot: Chroot) -> None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX)
             assert "another run of this script" in second.stderr.readline()
+            if taken_off:
+                lock.unlink()
             fcntl.flock(held, fcntl.LOCK_UN)
             assert "it starts at the next boot" in second.stderr.read()
         finally:
             second.kill()
     assert second.returncode == 0
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("options", [(), ("--no-redirect",)], ids=["redirect", "no-redirect"])
 def test_what_an_operator_put_beside_our_units_stays(chroot: Chroot, options: tuple[str, ...]) -> None:
-    """A limit of the workers' slice, a sandbox made wider: an upgrade leaves them, and taking it off takes ours alone."""
+    """A limit of the workers' slice, a sandbox made wider: an upgrade leaves them, and taking it off takes ours alone.
+
+    So does it with the names of /etc/hosts, though the last has no end of its line.
+    """
+    hosts, theirs = chroot.root / "etc/hosts", "127.0.0.1 localhost\n192.0.2.1 database.example"
+    hosts.write_text(theirs)
     units = chroot.root / "etc/systemd/system"
     mine = [units / f"{unit}.d/60-mine.conf" for unit in (
         "credential-agent.service", "credential-agent.target", "credential-agent-workers.slice", "nftables.service"
@@ -378,7 +399,9 @@ def test_what_an_operator_put_beside_our_units_stays(chroot: Chroot, options: tu
     assert chroot.install(*options).returncode == 0
     assert (mine[0].with_name("40-interpreter.conf")).exists()
     assert all(path.exists() for path in mine)
+    assert hosts.read_text() == f"{theirs}\n169.254.169.254 metadata.google.internal # credential-agent\n"
     assert chroot.run("/payload/install.sh", "uninstall").returncode == 0
+    assert hosts.read_text() == f"{theirs}\n"
     left = {path for pattern in ("credential-agent*.d", "nftables.service.d") for path in units.glob(f"{pattern}/*")}
     assert left == set(mine)
     assert not list(units.glob("credential-agent*.service"))

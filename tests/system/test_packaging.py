@@ -48,8 +48,7 @@ def test_systemd_finds_nothing_wrong(units: Path) -> None:
     files = sorted(units.iterdir())
     for path in SYSTEMD.glob("drop-ins/*.conf"):
         (unit,) = re.findall(r"\A# For ([a-z.-]+\.service)\b", path.read_text())
-        releases = {"50-systemd-249": range(249, 252), "50-systemd-254": range(254, 1000)}.get(path.stem)
-        if releases is None or int(version) in releases:  # as the install script has it
+        if path.stem != "50-systemd-254" or int(version) >= 254:  # those of older releases are no mistake in later ones
             (units / f"{unit}.d").mkdir(exist_ok=True)
             shutil.copy(path, units / f"{unit}.d")
     said = evaluated("systemd-analyze", "verify", "--man=no", *files)
@@ -183,6 +182,79 @@ def test_who_wants_it_gone_gets_no_installation() -> None:
     said = evaluated("bash", PACKER / "install.sh", "--purge")
     assert said.returncode == 1
     assert "install.sh uninstall --purge" in said.stderr
+
+
+def function(name: str) -> str:
+    """One of the install script's."""
+    text = (PACKER / "install.sh").read_text()
+    (found,) = re.findall(rf"^{name}\(\) \{{.*?^\}}$", text, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+HOSTS = {
+    "a file": "true",
+    "a link": 'mv "$1" "$1.real" && ln -s "$(basename "$1").real" "$1"',
+    "a mount": 'cp "$1" "$1.mounted" && mount --bind "$1.mounted" "$1"',
+    "a mount that cannot be written": 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"',
+}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a file in a namespace of its own")
+@pytest.mark.parametrize("how", HOSTS)
+def test_the_names_of_others_stay_whatever_happens_to_ours(tmp_path: Path, how: str) -> None:
+    """/etc/hosts is not emptied to be written anew, which a kill would leave so; what cannot be changed ends nothing."""
+    (hosts := tmp_path / "hosts").write_text("127.0.0.1 localhost\n169.254.169.254 x # credential-agent\n")
+    hosts.chmod(0o640)
+    before = hosts.read_text()
+    program = f"""
+    say() {{ echo "$*" >&2; }}
+    {function("replace_hosts").replace("/etc/hosts", str(hosts))}
+    set -euo pipefail
+    {HOSTS[how]}
+    replace_hosts sed '/# credential-agent$/d' {hosts}
+    cat {hosts} && stat -Lc %a {hosts}
+    """
+    with hosts.open() as former:
+        done = evaluated("unshare", "--mount", "bash", "-c", program, "bash", hosts)
+        assert former.read() == before
+    cannot = how.endswith("written")
+    assert (done.returncode, "cannot be written" in done.stderr) == (0, cannot), done
+    assert done.stdout == (before if cannot else "127.0.0.1 localhost\n") + "640\n"
+    assert hosts.is_symlink() is (how == "a link")
+    assert not list(tmp_path.glob("*.credential-agent"))
+
+
+@pytest.mark.parametrize(
+    ("fails", "words", "status", "said"),
+    [
+        (0, "", 0, ""),
+        (0, "W: an index is old", 0, "W: an index is old"),
+        (3, "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7", 0, ""),
+        (1, "E: The repository is not signed", 1, "E: The repository is not signed"),
+    ],
+)
+def test_who_updates_the_lists_just_then_is_waited_for(
+    tmp_path: Path, *, fails: int, words: str, status: int, said: str
+) -> None:
+    """A machine updates itself at its first boot, when cloud-init installs; what else goes wrong is said and ends it."""
+    program = f"""
+    die() {{ echo "$*" >&2; exit 1; }}
+    sleep() {{ echo slept >>{tmp_path}/slept; }}
+    apt-get() {{
+      echo "$*" >>{tmp_path}/asked
+      [ "$(wc -l <{tmp_path}/asked)" -le {fails} ] && echo '{words}' >&2 && return 100
+      [ {fails} -gt 0 ] || printf '{words}'
+    }}
+    {function("update_lists")}
+    set -euo pipefail
+    update_lists
+    """
+    done = evaluated("bash", "-c", program)
+    assert (done.returncode, said in done.stderr) == (status, True), done
+    waited = fails if status == 0 else 0
+    assert (tmp_path / "asked").read_text() == "update -qq\n" * (waited + 1)
+    assert (tmp_path / "slept").exists() is (waited > 0)
 
 
 def lines(name: str, key: str) -> list[str]:
