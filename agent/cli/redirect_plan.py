@@ -250,6 +250,8 @@ def _users(section: configuration.Redirect, known: Mapping[str, int], directory:
             said = "".join(
                 f"; {other!r} (uid {number}) may be meant, and is refused" for other, number in alike.items()
             )
+            if among := ", ".join(configuration.ranges_in(name)):
+                said += f"; uids {among} may be meant, and are refused"
             named.pending.append(f"redirect.users: no user {name!r} on this machine yet{said}")
         if uid is not None:
             named.users[name] = uid

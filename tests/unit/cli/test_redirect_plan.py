@@ -241,6 +241,7 @@ def test_all_who_may_be_meant_by_one_text_are_refused(tmp_path: Path, name: str)
     made = plan(tmp_path, f'uids = []\nusers = ["{name}"]')
     assert made["uids"] == []
     assert made["refused"] == [[1, 2]]
+    assert "may be meant, and " in made["pending"][0]
 
 
 @pytest.mark.parametrize("name", ["*", "??", "0", "ro*t", "nobody-is-called-so"])
