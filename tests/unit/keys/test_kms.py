@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from base64 import b64encode
 from collections.abc import Callable
@@ -33,6 +34,7 @@ P256, RSA = OPENING[0], OPENING[3]
 SECRETS = ("kms-secret-access-key", "kms-session-token", "ya29.vm-token")
 
 
+@functools.cache
 def private(opening: bundle.OpeningKey) -> Any:
     """The key behind it, read by a library that is not ours."""
     return JWKRegistry.import_key({**opening.private_jwk()}).private_key
