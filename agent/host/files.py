@@ -19,6 +19,10 @@ MAX_LINES_BYTES: Final = 16 << 20
 """Of a file whose lines :func:`take_away` sorts: none of ours is longer."""
 MAX_FILLED_BYTES: Final = 128 << 20
 """Of a file that :func:`overwrite` fills up. Somebody may have made it as long as the disk."""
+_NO_DIRECTORIES: Final = {
+    errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM,
+}  # fmt: skip
+"""What a file system says that syncs none, or one that may be written to and not be read."""
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
@@ -35,7 +39,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
         gid: the group to give it to; ``None``: leave it.
 
     Raises:
-        HostError: it could not be written; the former file is still there.
+        HostError: it could not be written, and the former file is still there; or its name may not survive a power cut.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -119,13 +123,20 @@ def take_away(path: Path, wanted: bytes, *, mode: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in ``path`` survive a power cut; where a directory cannot be synced, a rename still holds."""
-    with contextlib.suppress(OSError):
+    """Have the names in ``path`` survive a power cut; where no directory can be synced, a rename still holds.
+
+    Raises:
+        HostError: they may not survive it: the disk failed, or there was no descriptor.
+    """
+    try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORIES:
+            raise HostError(f"{path}: cannot be synced: {os_reason(error)}") from None
 
 
 @contextlib.contextmanager

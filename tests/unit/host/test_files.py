@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from agent.core.errors import HostError
+from agent.core.verdict import Memory
 from agent.host.files import overwrite, sweep, take_away, write_atomic
+from agent.host.state import StateDirectory
 
 STEPS = ("open", "fchmod", "fsync", "close", "replace")
 
@@ -210,6 +213,34 @@ def test_nothing_counts_as_written_before_it_is_on_the_disk(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", synced_in_place)
     assert overwrite(tmp_path / "f", b"two", mode=0o600)
     assert done == [b"two\n"]
+
+
+@pytest.mark.parametrize(
+    ("number", "holds"),
+    [(errno.EIO, False), (errno.ENOSPC, False), (errno.ESTALE, False), (errno.EINVAL, True), (errno.EOPNOTSUPP, True)],
+)
+def test_a_name_that_is_not_on_the_disk_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, holds: bool
+) -> None:
+    """Whoever writes is told so, unless the file system can sync no directory at all."""
+    sync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with contextlib.nullcontext() if holds else pytest.raises(HostError, match="cannot be synced"):
+        write_atomic(tmp_path / "f", b"new", mode=0o600)
+    assert names(tmp_path) == {"f"}
+    state = StateDirectory(tmp_path)
+    for _ in range(2):  # with a spare, and without
+        with contextlib.nullcontext() if holds else pytest.raises(HostError, match="cannot be synced"):
+            asyncio.run(state.save(Memory(), None))
+        monkeypatch.setattr(os, "fsync", sync)
+        asyncio.run(state.save(Memory(), None))
+        monkeypatch.setattr(os, "fsync", fails)
 
 
 def test_sweeping_takes_only_what_is_ours(tmp_path: Path) -> None:
