@@ -117,9 +117,9 @@ class Audit:
             async with asyncio.timeout(END_SECONDS):
                 await self.tell()
         rows, self._rows = self._rows, {}
-        self._put_down(rows, None)  # of whom no name came in time
+        self._put_down(rows, {})  # of whom no name came in time
         await self.written()
-        self._put_down({}, None)  # what the file could not take while it took others
+        self._put_down({}, {})  # what the file could not take while it took others
         await self.written()
 
     async def written(self) -> None:
@@ -136,7 +136,7 @@ class Audit:
         self._rows = {key: row for key, row in self._rows.items() if key not in rows}
         self._put_down(rows, groups)
 
-    def _put_down(self, rows: Mapping[tuple[Given, Who, str], _Row], groups: Mapping[int, str] | None) -> None:
+    def _put_down(self, rows: Mapping[tuple[Given, Who, str], _Row], groups: Mapping[int, str | None]) -> None:
         settings = self._settings()
         for (given, who, _), row in rows.items():
             self._log.info("credential.served", **_told(given, who, row, groups))
@@ -154,14 +154,14 @@ class Audit:
             self._writing = asyncio.create_task(self._write(settings), name="audit file")
 
     @staticmethod
-    async def _groups(ids: set[int]) -> Mapping[int, str] | None:
-        """The names of control groups; those that are gone have none. ``None``: that could not be learned."""
+    async def _groups(ids: set[int]) -> Mapping[int, str | None]:
+        """The names of control groups; ``None`` of those that are gone. What could not be learned is not there."""
         if not ids:
             return {}
         # RuntimeError: no thread is to be had. Whatever it is, it costs names and not the agent.
         with contextlib.suppress(TimeoutError, OSError, RuntimeError):
             return await asyncio.wait_for(asyncio.to_thread(cgroups.names, ids), LOOK_SECONDS)
-        return None
+        return {}
 
     async def _write(self, settings: config.Audit) -> None:
         lines, self._waiting = self._waiting, []
@@ -188,12 +188,12 @@ def _append(settings: config.Audit, data: bytes) -> None:
     append(Path(settings.file), data, most_bytes=settings.file_bytes, mode=mode, gid=gid)
 
 
-def _told(given: Given, who: Who, row: _Row, groups: Mapping[int, str] | None) -> dict[str, Any]:
+def _told(given: Given, who: Who, row: _Row, groups: Mapping[int, str | None]) -> dict[str, Any]:
     group = None
-    if who.cgroup and groups is not None and who.cgroup in groups:
-        group = plain(groups[who.cgroup], cgroups.MOST_CHARACTERS)
-    elif who.cgroup:
-        group = f"id {who.cgroup}" if groups is None else f"id {who.cgroup}, gone"
+    if who.cgroup:
+        name = groups.get(who.cgroup)
+        known = f"id {who.cgroup}, gone" if who.cgroup in groups else f"id {who.cgroup}"
+        group = known if name is None else plain(name, cgroups.MOST_CHARACTERS)
     return {
         "cloud": str(given.cloud),
         "dialect": given.dialect,

@@ -205,7 +205,7 @@ def test_who_is_ended_while_names_are_looked_up_loses_no_line(
             if not again:
                 await world.audit.last()
         if again:
-            monkeypatch.setattr(cgroups, "names", lambda ids: {7: "/seven"})
+            monkeypatch.setattr(cgroups, "names", lambda ids: {7: "/seven", 8: None})
             await world.audit.last()
 
     monkeypatch.setattr(module, "END_SECONDS", 0.01 if not again else 20.0)

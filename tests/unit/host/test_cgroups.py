@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import closing
@@ -21,11 +22,29 @@ def test_a_group_is_found_by_the_inode_of_its_directory(tmp_path: Path) -> None:
     strange = inner / os.fsdecode(b"\xff")
     strange.mkdir()
     ids = {inner.stat().st_ino: "/a.slice/b.service", strange.stat().st_ino: "/a.slice/b.service/\udcff"}
-    assert cgroups.names({*ids, 1 << 60}, tmp_path) == ids
+    assert cgroups.names({*ids, 1 << 60}, tmp_path) == {**ids, 1 << 60: None}
     assert cgroups.names({tmp_path.stat().st_ino}, tmp_path) == {tmp_path.stat().st_ino: "/"}
     assert cgroups.names({1}, tmp_path / "nowhere") == {}
     (inner / "again").symlink_to(tmp_path)
     assert [path for _, path in cgroups.walk(inner)] == [b"", b"/\xff"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOENT])
+def test_what_cannot_be_looked_into_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """For want of a descriptor, or of a right, a group may be there; only what was looked at everywhere is gone."""
+    (tmp_path / "cgroup.controllers").touch()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    ids, look = {(tmp_path / name).stat().st_ino: f"/{name}" for name in ("a", "b")}, os.scandir
+
+    def scandir(path: bytes) -> object:
+        if path.endswith(b"/a"):
+            raise OSError(number, os.strerror(number))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    gone = {1 << 60: None} if number == errno.ENOENT else {}
+    assert cgroups.names({*ids, 1 << 60}, tmp_path) == {**ids, **gone}
 
 
 def test_beside_version_1_it_is_in_unified(tmp_path: Path) -> None:
