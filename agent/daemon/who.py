@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.core.clock import Clock
+from agent.core.errors import HostError
 from agent.core.view import Facts
 from agent.daemon import compose
 from agent.host import machine
@@ -105,8 +107,10 @@ class Who:
             return name
         if self.may_tell:
             return ""
-        own = machine.machine_id(self._root)
-        return f"machine:{own}" if own else ""
+        with contextlib.suppress(HostError):  # it cannot be read just now
+            if own := machine.machine_id(self._root):
+                return f"machine:{own}"
+        return ""
 
     def learn(self, found: list[Machine], facts: Facts) -> Facts:
         """Take note of what was found; returns ``facts`` with what the services said of them."""

@@ -1,13 +1,19 @@
-"""Which machine this is, from the firmware and the disk: no network."""
+"""Which machine this is, from the firmware and the disk: no network.
+
+What is not there, or closed to us, is no name. What cannot be read for want of a descriptor or of memory may be one: it
+raises :class:`HostError`, since a machine with another name forgets what the first was given.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+from agent.core.errors import HostError
+from agent.core.text import os_reason
 from agent.core.verdict import CARDS, MOST_CARDS
 
 Platform = Literal["ec2", "gce", "other"]
@@ -18,6 +24,7 @@ _BOOT_ID: Final = Path("proc/sys/kernel/random/boot_id")
 _NET: Final = Path("sys/class/net")
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 _ADDRESS: Final = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+_WANT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _ETHERNET: Final = "1"
 _PERMANENT: Final = "0"
 
@@ -77,12 +84,16 @@ def cards(root: Path = Path("/")) -> tuple[str, ...]:
     Two machines may have the same ones, if nobody took care; another card has another.
     """
     found = set()
-    with contextlib.suppress(OSError):
-        for card in sorted((root / _NET).iterdir())[: 16 * MOST_CARDS]:
-            address = _read(card / "address").lower()
-            kind, assigned = _read(card / "type"), _read(card / "addr_assign_type")
-            if (kind, assigned) == (_ETHERNET, _PERMANENT) and _ADDRESS.match(address):
-                found.add(address)
+    try:
+        every = sorted((root / _NET).iterdir())[: 16 * MOST_CARDS]
+    except OSError as error:
+        _check_that_it_is_absent(root / _NET, error)
+        return ()
+    for card in every:
+        address = _read(card / "address").lower()
+        kind, assigned = _read(card / "type"), _read(card / "addr_assign_type")
+        if (kind, assigned) == (_ETHERNET, _PERMANENT) and _ADDRESS.match(address):
+            found.add(address)
     return tuple(sorted(found)[:MOST_CARDS])
 
 
@@ -92,15 +103,24 @@ def boot(directory: Path, environ: Mapping[str, str], root: Path = Path("/")) ->
     A container that was copied runs on the same kernel as the one it was copied from (LXC shows both the same boot id),
     but a copied directory is another inode. Empty when the boot's id is not known.
     """
-    kernel = (environ.get(BOOT_ID_VARIABLE) or _read(root / _BOOT_ID)).replace("-", "").lower()
     try:
+        kernel = (environ.get(BOOT_ID_VARIABLE) or _read(root / _BOOT_ID)).replace("-", "").lower()
         place = directory.stat()
-    except OSError:
+    except (OSError, HostError):
         return ""
     return f"{kernel}:{place.st_dev}:{place.st_ino}" if _ID.match(kernel) else ""
 
 
 def _read(path: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    try:
         return path.read_text().strip()
-    return ""
+    except UnicodeDecodeError:
+        return ""
+    except OSError as error:
+        _check_that_it_is_absent(path, error)
+        return ""
+
+
+def _check_that_it_is_absent(path: Path, error: OSError) -> None:
+    if error.errno in _WANT:
+        raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agent.core.errors import HostError
 from agent.core.verdict import CARDS
 from agent.host import machine
+from tests.unit.host.test_systemd import no_descriptor_left
 
 
 def make(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -62,6 +65,15 @@ def test_without_a_machine_id_there_is_none(tmp_path: Path) -> None:
     assert machine.machine_id(tmp_path) == ""
 
 
+@pytest.mark.parametrize("ask", [machine.platform, machine.machine_id, machine.firmware_names, machine.cards])
+def test_what_cannot_be_read_just_now_is_not_absent(tmp_path: Path, ask: Callable[[Path], object]) -> None:
+    """Without a descriptor for it this would be another machine, or in no cloud, for as long as the agent runs."""
+    make(tmp_path, {VENDOR: "Google", "etc/machine-id": "a" * 32, "sys/class/net/eth0/address": "52:54:00:aa:00:01"})
+    with no_descriptor_left(), pytest.raises(HostError, match="cannot be read: too many open files"):
+        ask(tmp_path)
+    assert ask(tmp_path / "nothing") in ("other", "", {}, ())
+
+
 TAG = "sys/class/dmi/id/board_asset_tag"
 UUID = "sys/class/dmi/id/product_uuid"
 BOOT = "proc/sys/kernel/random/boot_id"
@@ -107,7 +119,10 @@ def test_a_boot_is_of_a_kernel_and_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_boot_that_is_not_known_equals_no_other(tmp_path: Path) -> None:
-    """Without the kernel's id, or a directory, there is none."""
+    """Without the kernel's id, or a directory, there is none; nor where it cannot be read just now."""
+    make(tmp_path / "kernel", {BOOT: "01234567-89ab-cdef-0123-456789abcdef"})
+    with no_descriptor_left():
+        assert machine.boot(tmp_path, {}, tmp_path / "kernel") == ""
     assert machine.boot(tmp_path, {}, tmp_path / "nothing") == ""
     assert machine.boot(tmp_path / "nothing", {machine.BOOT_ID_VARIABLE: "f" * 32}, tmp_path) == ""
     assert machine.boot(tmp_path, {machine.BOOT_ID_VARIABLE: "%b"}, tmp_path) == ""
