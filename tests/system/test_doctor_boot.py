@@ -41,15 +41,10 @@ def machine(image: Sequence[Any], sender: Sender, tmp_path_factory: pytest.TempP
                 'kind = "credential"\nname = "credential-agent.key"', f'kind = "file"\npath = "{KEY}"'
             )
         )
+        m.call("chroot", disk.root, "sh", "-c", f"chown root:credential-agent {KEY} && chmod 0640 {KEY}")
         cloud.set_user_data(sender.seal())
-        machine = Machine(disk, cloud)
-        try:
-            machine.boot(healthy=False)  # the key is root's alone until now
-            machine.run("sh", "-c", f"chown root:credential-agent {KEY} && chmod 0640 {KEY}")
-            machine.run("systemctl", "restart", "credential-agent")
+        with Machine(disk, cloud) as machine:
             yield machine
-        finally:
-            machine.shut_down()
 
 
 class Broken(NamedTuple):
