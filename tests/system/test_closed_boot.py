@@ -188,7 +188,7 @@ CONFIGURATIONS = {
     "an unknown key elsewhere": ("misspelt = true\n{good}", None),
     "a wrong type elsewhere": ("keys = 5\n", None),
     "a wrong type here": ('{good}\n[redirect]\nuids = "1000"\n', False),
-    "no such uid": ('{good}\n[redirect]\nuids = ["0-1000"]\n', False),
+    "no such uid": ('{good}\n[redirect]\nuids = ["1000-99999999999"]\n', False),
     "a syntax error": ("{good}\n[redirect\n", False),
     "no text": ("\x00\x01", False),
     "an empty file": ("", None),
