@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from agent.core.secret import Secret, reveal
 from agent.enrol import Policy
 from agent.identity.forecast import Forecast, forecasts
 from agent.sender import Collected, aws, gcp
-from agent.sender.aws_identity import local_session, undated
+from agent.sender.aws_identity import ask_for_codes, local_session, undated
 from agent.sender.claims import content_of
 
 Renew = Literal["here", "worker", "instance", "never"]
@@ -29,6 +30,9 @@ EARLIEST: Final = timedelta(hours=1)
 RETRY: Final = timedelta(seconds=30)
 SAME_AGAIN: Final = timedelta(minutes=5)
 """How often a successor is looked for that is not there yet: a sign-on that renews itself does so only near its end."""
+
+_NO_CODE: Final = "the profile wants the code of a multi-factor device each time, and nobody is asked for it later"
+_SESSION_FIRST: Final = "make a session first: `aws configure export-credentials --format env` prints one"
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,7 @@ class Local:
         self._transport = transport
         self._session: Any = None
         self._begun = False
+        self._coded = False  # whether a person typed the code of a device, which renews nothing
         self._seen: dict[str, datetime] = {}  # when each session was seen first, by its key id
         self._absent: dict[Cloud, str] = {}  # by what was seen of this computer when it had no such identity
         self.parts: dict[Cloud, Part] = {}
@@ -206,12 +211,15 @@ class Local:
         content = content_of(collected.grants, {collected.cloud: collected.route})
         (forecast,) = forecasts(content.grants, content.routes, None, now)
         plain = msgspec.json.encode(collected.grants, enc_hook=reveal)
+        due = None if self._options.renew == "never" else successor_due(forecast.until, now)
+        coded, self._coded = self._coded, False
         return Part(
             collected=collected,
             forecast=forecast,
             mark=mark,
             digest=hashlib.sha256(plain).hexdigest(),
-            due=None if self._options.renew == "never" else successor_due(forecast.until, now),
+            due=due,
+            trouble=f"{_NO_CODE}; {_SESSION_FIRST}" if coded and due is not None else None,  # said at once
         )
 
     def _from_boto(self, now: datetime) -> Collected:
@@ -223,6 +231,7 @@ class Local:
             try:
                 # A new one each time: a session keeps what it has found, though somebody has signed on anew.
                 session = local_session(profile, None, os.environ)
+                ask_for_codes(session, self._code)
             except BotoCoreError as error:
                 raise Denied(str(error), hint="which profiles are there? `aws configure list-profiles`") from None
         else:
@@ -239,6 +248,14 @@ class Local:
             ),
             now=now,
         )
+
+    def _code(self, question: str) -> str:
+        """Ask for the code of a multi-factor device: while a person begins this, and never out of the blue later."""
+        if self._begun:
+            raise Denied(_NO_CODE, hint=_SESSION_FIRST, code="no-code")
+        code = getpass.getpass(question)
+        self._coded = True
+        return code
 
     def _assumed(self, session: Any, now: datetime) -> timedelta | None:
         """What is left of the length that was said: it began when the session was seen first, not at each look."""

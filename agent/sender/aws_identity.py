@@ -7,7 +7,7 @@ them, without a secret in its words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -54,6 +54,17 @@ def local_session(profile: str | None, region: str | None, environ: Mapping[str,
         # Every other SDK reads this variable; boto3 reads AWS_DEFAULT_REGION alone.
         session = boto3.Session(profile_name=profile, region_name=environ["AWS_REGION"])
     return session
+
+
+def ask_for_codes(session: Any, prompter: Callable[[str], str]) -> None:
+    """Have boto3 ask this for the code of a multi-factor device (``mfa_serial`` of a profile), and not the terminal.
+
+    Args:
+        session: from :func:`local_session`.
+        prompter: given the question; what it raises ends the look for an identity.
+    """
+    chain = session._session.get_component("credential_provider")  # noqa: SLF001 - boto3 shows no other way
+    chain.get_provider("assume-role")._prompter = prompter  # noqa: SLF001 - as above
 
 
 class LocalAws:

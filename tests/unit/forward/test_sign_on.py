@@ -170,6 +170,42 @@ def test_a_sign_on_that_ended_takes_nothing_away(desk: Desk) -> None:
         assert (cloud.trouble, key_of(machine) == before) == (None, False)
 
 
+def test_a_code_is_asked_for_at_the_beginning_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A profile with a multi-factor device: whoever begins is asked, and told that nothing renews it; nobody is later."""
+    asked: list[str] = []
+
+    def code(question: str) -> str:
+        asked.append(question)
+        return "123456"
+
+    monkeypatch.setattr("getpass.getpass", code)
+    with World(tmp_path, monkeypatch) as world:
+        machine = world.machine("m")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CREDENTIAL_EXPIRATION"):
+            monkeypatch.delenv(name)
+        world.sts.role(role := f"arn:aws:iam::{ACCOUNT}:role/reader")
+        key, secret = world.sts.user()
+        (tmp_path / "credentials").write_text(f"[me]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
+        (tmp_path / "config").write_text(
+            f"[default]\nrole_arn={role}\nsource_profile=me\nmfa_serial=arn:aws:iam::{ACCOUNT}:mfa/me\n"
+        )
+        with world.forward(progress=True) as f:
+            (cloud,) = f.status().clouds
+            assert "code of a multi-factor device" in str(cloud.trouble)
+            assert "aws cannot be renewed here: the profile wants the code" in capsys.readouterr().err
+            before = key_of(machine)
+            world.time_gone = timedelta(minutes=50)
+            (cloud,) = f.refresh().clouds
+            assert "nobody is asked for it later" in str(cloud.trouble)
+            assert (f.status().served, key_of(machine), len(asked)) == (1, before, 1)
+            world.sign_on()  # a session, as the hint says
+            (cloud,) = f.refresh().clouds
+            assert cloud.trouble is None
+            assert (key_of(machine) == before, len(asked)) == (False, 1)
+
+
 @pytest.mark.parametrize("how", ["never", "ended", "not-assigned"])
 def test_a_sign_on_that_gives_nothing_is_one_line(desk: Desk, how: str) -> None:
     """Nobody signed on, the sign-on has ended, the role is not assigned: what is the matter, what to do, no secret."""
