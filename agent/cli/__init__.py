@@ -28,6 +28,7 @@ from agent.cli.exits import (
     EX_UNAVAILABLE,
     EX_USAGE,
 )
+from agent.cli.stderr import give_up, say
 from agent.core.errors import (
     AgentError,
     BundleError,
@@ -111,9 +112,9 @@ def exit_code(error: AgentError) -> int:
 
 def report(error: AgentError) -> None:
     """Tell a person what went wrong, on stderr: the message, and the hint on a line of its own."""
-    _say(printable(f"credential-agent: {error.message}", keep="\n"))
+    say(printable(f"credential-agent: {error.message}", keep="\n"))
     if error.hint:
-        _say(printable(f"  hint: {error.hint}", keep="\n"))
+        say(printable(f"  hint: {error.hint}", keep="\n"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -132,9 +133,10 @@ def main(argv: list[str] | None = None) -> None:
         _fail(exit_code(error), error.message, error.hint, asked)
     except click.ClickException as error:
         try:
-            error.show()
+            if sys.stderr is not None:  # closed (``2>&-``): click would take stdout in its place
+                error.show()
         except OSError:
-            _give_up(2)
+            give_up(2)
         _fail(EX_USAGE, error.format_message(), None, asked)
     except (click.Abort, KeyboardInterrupt) as error:
         _interrupted(error, asked)
@@ -151,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         _fail(EX_OSERR, said, None, asked)
     except Exception as error:  # noqa: BLE001 - the border of this program
         said = f"an internal error, please report it: {type(error).__name__} at {_place(error)}"
-        _say(f"credential-agent: {said}")
+        say(f"credential-agent: {said}")
         _fail(EX_SOFTWARE, said, None, asked)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -170,15 +172,15 @@ def _interrupted(error: BaseException, asked: documents.Asked) -> NoReturn:
         said, hint = "expected an answer, and there is nobody to give it", "run this on a terminal"
         report(HostError(said, hint=hint))
         _fail(EX_OSERR, said, hint, asked)
-    _say("credential-agent: interrupted")
+    say("credential-agent: interrupted")
     sys.exit(EX_INTERRUPTED)
 
 
 def _refused(error: OSError, asked: documents.Asked) -> NoReturn:
     """The machine refused something that no command expected; or standard output takes nothing."""
     if error.errno in _OUTPUT and error.filename is None:
-        _say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
-        _give_up(1)
+        say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
+        give_up(1)
         sys.exit(EX_IOERR)
     name = "" if error.filename is None else f"{error.filename}: "
     hint = "credential-agent doctor"
@@ -192,7 +194,7 @@ def _fail(status: int, said: str, hint: str | None, asked: documents.Asked) -> N
         try:
             documents.show(documents.error_document(status, said, hint))
         except OSError:
-            _give_up(1)
+            give_up(1)
     sys.exit(status)
 
 
@@ -200,19 +202,3 @@ def _place(error: Exception) -> str:
     """Where it was raised, outermost first. Neither its words nor any value: either may be a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-_FRAMES:])
-
-
-def _say(text: str) -> None:
-    """Tell a person; where stderr fails, the exit status stays the same."""
-    try:
-        click.echo(text, err=True)
-    except OSError:
-        _give_up(2)
-
-
-def _give_up(descriptor: int) -> None:
-    """Point an output at /dev/null: what is left in its buffer would fail again at the end, and make the status 120."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    if nowhere != descriptor:
-        os.close(nowhere)

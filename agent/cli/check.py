@@ -12,6 +12,7 @@ import click
 
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG
+from agent.cli.stderr import say
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool
         tell("check", {"path": str(path), "ok": not wrong, "build": build, "faults": faults, "notes": notes})
     else:
         for note in notes:
-            click.echo(note, err=True)
+            say(note)
         for error in wrong:
             report(error)
     if wrong:

@@ -9,6 +9,7 @@ import click
 
 from agent.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.cli.options import config_option
+from agent.cli.stderr import say
 from agent.cli.wait import Workers
 
 
@@ -23,7 +24,7 @@ def credential_process(path: Path) -> int:
     answer = Workers(path).aws()
     if answer.status != 200:
         # SDKs show the last lines of stderr to their user.
-        click.echo(f"credential-agent: {answer.why()}", err=True)
+        say(f"credential-agent: {answer.why()}")
         return EX_TEMPFAIL if answer.status == 503 else EX_UNAVAILABLE
     document = answer.document("AccessKeyId", "SecretAccessKey", "Token", "Expiration")
     click.echo(

@@ -18,6 +18,7 @@ import click
 
 from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.inputs import FILE, LENGTH, policy_of, variables_of
+from agent.cli.stderr import say
 from agent.core.errors import CourierError
 
 REACH_SECONDS: Final = 10.0
@@ -160,7 +161,7 @@ def _say_what_is_made(signer: Path | None) -> None:
 
     if signer is None and not os.path.lexists(path := signing.default_path()):
         signing.named(None)
-        click.echo(f"made a signing key: {path}", err=True)
+        say(f"made a signing key: {path}")
 
 
 @contextlib.contextmanager
@@ -200,7 +201,7 @@ def _until(ended: threading.Event, running: Any, *, once: bool) -> bool:
         while not once and not ended.wait(1.0):
             served = running.status().served > 0 or served
     except KeyboardInterrupt:
-        click.echo(err=True)
+        say()
     return running.status().served > 0 or served
 
 

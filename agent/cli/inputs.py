@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from agent.cli.stderr import say
 from agent.core.errors import BundleError, FormatError
 from agent.core.variables import passes
 from agent.sender import files
@@ -137,10 +138,9 @@ def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
         except UnicodeDecodeError:
             raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
         if not passes(name):
-            click.echo(
+            say(
                 f"warning: --env {name}: workers pass it on only if their environment.allow names it; "
-                "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves",
-                err=True,
+                "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves"
             )
     return values
 

@@ -11,6 +11,7 @@ from agent.cli import ask
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import config_option, control_socket
+from agent.cli.stderr import say
 from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.wire import names
@@ -47,12 +48,11 @@ def push(path: Path, as_json: bool, file: Any) -> int:
     if not as_json:
         click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
         if verdict.get("reason") is not None:
-            click.echo(f"warning: {verdict['reason']}\n  hint: {_ANOTHER}", err=True)
+            say(f"warning: {verdict['reason']}\n  hint: {_ANOTHER}")
     if not verdict.get("durable", True):
-        click.echo(
+        say(
             "credential-agent: it is in force, but the state directory could not be written: a restart would forget "
-            "it. It is tried again; push the same once more to hear whether it is written",
-            err=True,
+            "it. It is tried again; push the same once more to hear whether it is written"
         )
         return EX_TEMPFAIL
     return 0

@@ -21,6 +21,7 @@ from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 from agent.cli.members import as_root
 from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
+from agent.cli.stderr import say
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
 from agent.host import aliases, arrival, heard, hold, lasting, nft, planning, ports, ranges, systemctl, unroutable
@@ -88,11 +89,11 @@ def apply(path: Path, user: str, only_print: bool) -> int:
 
 def _said_of(plan: Plan) -> int:
     for note in (*plan.notes, *plan.pending):
-        click.echo(f"credential-agent: {note}", err=True)
+        say(f"credential-agent: {note}")
     if plan.error is None:
         return 0
-    click.echo(f"credential-agent: {plan.error}", err=True)
-    click.echo("  hint: workers are refused until this is mended: credential-agent redirect apply", err=True)
+    say(f"credential-agent: {plan.error}")
+    say("  hint: workers are refused until this is mended: credential-agent redirect apply")
     return EX_CONFIG
 
 
@@ -240,8 +241,8 @@ def _stay_refused(command: str) -> int:
         raise HostError(
             "workers stay refused: somebody has closed meanwhile (credential-agent redirect close)", hint=hint
         )
-    click.echo("credential-agent: workers stay refused, by command", err=True)
-    click.echo(f"  hint: {hint}", err=True)
+    say("credential-agent: workers stay refused, by command")
+    say(f"  hint: {hint}")
     return EX_OK
 
 
@@ -342,9 +343,9 @@ def _told(command: str, document: dict[str, Any]) -> int:
         HostError: the kernel does not take them, or somebody has closed meanwhile.
     """
     for note in document["notes"]:
-        click.echo(f"credential-agent: {note}", err=True)
+        say(f"credential-agent: {note}")
     if document["error"] is not None:
-        click.echo(f"credential-agent: {document['error']}", err=True)
+        say(f"credential-agent: {document['error']}")
         return EX_CONFIG
     if document.get("kernel") is not None:
         raise HostError(f"{document['kernel']}; this is tried again and again", hint=arrival.HINT)
@@ -360,7 +361,7 @@ def _load(plan: Plan) -> None:
                 raise
             continue
         if any(plan.lacking[number : number + 1]):
-            click.echo(f"credential-agent: {plan.lacking[number]}", err=True)
+            say(f"credential-agent: {plan.lacking[number]}")
         break
     # Rules first: the address must not be there before the rules that guard it.
     aliases.set_aliases(present=True, ipv6=plan.ipv6)

@@ -11,6 +11,7 @@ from agent.cli import ask, documents
 from agent.cli.documents import json_option
 from agent.cli.exits import EX_CONFIG, EX_OK
 from agent.cli.options import config_option, control_socket
+from agent.cli.stderr import say
 from agent.core.errors import HostError
 from agent.wire import names
 
@@ -38,15 +39,15 @@ def reload(path: Path, as_json: bool) -> int:
         documents.tell("reload", done)
         return EX_CONFIG if done["outcome"] == "refused" else EX_OK
     if done["outcome"] == "refused":
-        click.echo(f"credential-agent: refused: {done['reason']}", err=True)
+        say(f"credential-agent: refused: {done['reason']}")
         if done["hint"]:
-            click.echo(f"  hint: {done['hint']}", err=True)
+            say(f"  hint: {done['hint']}")
         return EX_CONFIG
     if done["outcome"] == "later":
         click.echo("the agent is starting: it reads the configuration again as soon as it has started")
         return 0
     click.echo("applied")
     if done["needs_restart"]:
-        click.echo(f"not in force without a restart: {', '.join(done['needs_restart'])}", err=True)
-        click.echo("  hint: systemctl restart credential-agent", err=True)
+        say(f"not in force without a restart: {', '.join(done['needs_restart'])}")
+        say("  hint: systemctl restart credential-agent")
     return 0

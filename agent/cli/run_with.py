@@ -14,6 +14,7 @@ import click
 from agent.cli.env import variables
 from agent.cli.exits import EX_NOT_EXECUTABLE, EX_NOT_FOUND
 from agent.cli.options import bundle_option, config_option, for_option, timeout_option
+from agent.cli.stderr import say
 from agent.cli.wait import Workers, await_identity
 from agent.core.text import os_reason
 
@@ -55,7 +56,7 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
     sent are passed on, or the child would get the first kind twice.
     """
     if not command[0]:
-        click.echo("credential-agent: expected the name of a command, got an empty one", err=True)
+        say("credential-agent: expected the name of a command, got an empty one")
         return EX_NOT_FOUND
     awaited = signal.valid_signals() - _NOT_PASSED
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
@@ -65,7 +66,7 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
         child = os.posix_spawnp(command[0], command, dict(environ), setsigmask=before, setsigdef=default)
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        click.echo(f"credential-agent: {command[0]}: {os_reason(error, 'cannot be run')}", err=True)
+        say(f"credential-agent: {command[0]}: {os_reason(error, 'cannot be run')}")
         return EX_NOT_FOUND if isinstance(error, FileNotFoundError) else EX_NOT_EXECUTABLE
     while True:
         got = signal.sigwaitinfo(awaited)

@@ -17,6 +17,7 @@ import click
 from agent import bundle
 from agent.cli.inputs import keys_in, policy_of, read, spare_inputs, variables_of
 from agent.cli.seal_options import DOCUMENTS, EXAMPLES, HOW, WHAT, WHERE
+from agent.cli.stderr import say
 from agent.core.errors import AgentError
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
@@ -80,7 +81,7 @@ def _watch(given: dict[str, Any], until: datetime | None) -> None:
             # What was delivered stays; an identity that has ended can be sealed again after the next sign-on. Files of
             # it may be half written just now, and a full disk may be emptied.
             hint = error.hint if isinstance(error, AgentError) else None
-            click.echo(f"not sealed: {error.message}" + (f"; {hint}" if hint else ""), err=True)
+            say(f"not sealed: {error.message}" + (f"; {hint}" if hint else ""))
             due = now + local.RETRY
 
 
@@ -117,7 +118,7 @@ def _sealed(given: dict[str, Any], now: datetime) -> datetime | None:
         form=given["form"],
     )
     for one in collected:
-        click.echo(f"{one.cloud}: {one.who}", err=True)
+        say(f"{one.cloud}: {one.who}")
         _warn(one.warnings)
     if made.action is Action.SET:
         _tell(made.forecast, made.accept_until, now)
@@ -128,10 +129,9 @@ def _sealed(given: dict[str, Any], now: datetime) -> datetime | None:
     if target is not None:
         _deliver(target, made.sealed, given["gce_endpoint"])
     what = "withdrawal" if made.action is Action.WITHDRAW else "bundle"
-    click.echo(
+    say(
         f"sealed {what} {made.issuer} {made.subject} seq {made.seq}: {len(made.sealed)} bytes, to {len(recipients)} "
-        f"key{'s' if len(recipients) != 1 else ''}, accepted until {instant(made.accept_until)}",
-        err=True,
+        f"key{'s' if len(recipients) != 1 else ''}, accepted until {instant(made.accept_until)}"
     )
     return min((one.until for one in made.forecast if one.until is not None), default=None)
 
@@ -206,7 +206,7 @@ def _from_adc(given: dict[str, Any], now: datetime) -> Collected:
 def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -> None:
     """Print for each cloud until when it will work, and what should worry the sender."""
     for one in forecast:
-        click.echo(sentence(one, now), err=True)
+        say(sentence(one, now))
         warnings = list(one.warnings)
         if one.until is not None and now < one.until < accept_until:
             warnings.append(
@@ -216,12 +216,12 @@ def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -
         _warn(warnings)
     for cloud in Cloud:
         if cloud not in {one.cloud for one in forecast}:
-            click.echo(f"{cloud}: not in this bundle; the worker's own identity, if it has one", err=True)
+            say(f"{cloud}: not in this bundle; the worker's own identity, if it has one")
 
 
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        click.echo(f"  warning: {warning}", err=True)
+        say(f"  warning: {warning}")
 
 
 def _put(document: bytes, out: Path | None, *, alone: bool) -> None:
@@ -235,7 +235,7 @@ def _put(document: bytes, out: Path | None, *, alone: bool) -> None:
 def _deliver(target: deliver.GceTarget, sealed: bytes, endpoint: str) -> None:
     credentials, request = gcp.authorized(gcp.GcpOptions(scopes=(deliver.COMPUTE_SCOPE,)))
     deliver.GceAttribute(target, credentials=credentials, request=request, endpoint=endpoint).put(sealed)
-    click.echo(f"delivered to {target}", err=True)
+    say(f"delivered to {target}")
 
 
 def _until(length: timedelta | None, now: datetime) -> datetime | None:

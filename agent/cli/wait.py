@@ -15,6 +15,7 @@ from agent.cli import ask, documents
 from agent.cli.documents import json_option
 from agent.cli.exits import EX_OSERR, EX_TEMPFAIL
 from agent.cli.options import CLOUDS, bundle_option, config_option, for_option, timeout_option, unreadable
+from agent.cli.stderr import say
 from agent.core.errors import AgentError, HostError
 from agent.wire import names
 
@@ -53,7 +54,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
     status = await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
     if isinstance(asked, Watched):
         for note in asked.notes:
-            click.echo(f"credential-agent: {note}", err=True)
+            say(f"credential-agent: {note}")
     return status
 
 
@@ -310,10 +311,10 @@ def _say(found: _Round, lacking: str | None) -> None:
         return
     for reason in dict.fromkeys(found.reasons.values()):
         whose = ", ".join(cloud for cloud, its in found.reasons.items() if its == reason)
-        click.echo(f"credential-agent: {whose}: {reason}", err=True)
+        say(f"credential-agent: {whose}: {reason}")
     if found.refused is not None:
-        click.echo(f"credential-agent: the last bundle was refused: {found.refused}", err=True)
-    click.echo(f"credential-agent: {lacking}", err=True)
+        say(f"credential-agent: the last bundle was refused: {found.refused}")
+    say(f"credential-agent: {lacking}")
 
 
 def _document(found: _Round, lacking: str | None) -> None:

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import click
-
 from agent import config
+from agent.cli.stderr import say
 from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import ConfigError
 from agent.core.installed import CONFIG_PATH
@@ -68,7 +67,7 @@ def find(path: Path, *, announced: Path | None = None) -> Where:
 @cache
 def _warn(text: str) -> None:
     """Warn once: ``wait`` looks again and again."""
-    click.echo(f"warning: {text}", err=True)
+    say(f"warning: {text}")
 
 
 def _told(directory: Path) -> Where:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -351,3 +352,39 @@ def test_an_answer_that_drips_is_none(tmp_path: Path, head: bytes) -> None:
                 thread.join()
         finally:
             waiting.set()
+
+
+@pytest.mark.parametrize("gone", ["full", "closed pipe", "closed"])
+def test_a_person_who_cannot_be_told_changes_nothing(tmp_path: Path, gone: str) -> None:
+    """Where standard error fails, a command does what it does without it, whole, and ends with the same status."""
+
+    def status(*words: str, to: int | None = None) -> tuple[int, str]:
+        command = [sys.executable, "-m", "agent", *words]
+        if to is None:
+            command = ["sh", "-c", '"$@" 2>&-', "sh", *command]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=to, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout
+
+    for kind in ("ed25519", "p256"):
+        made = ["keygen", "--kind", kind, "--out", str(tmp_path / kind), "--public", str(tmp_path / f"{kind}.pub")]
+        assert status(*made, to=subprocess.DEVNULL)[0] == 0
+    (tmp_path / "config.toml").write_text(f'[environment]\ntoken_file = "{tmp_path}/none"\n')
+    seal = ["seal", "--signer", str(tmp_path / "ed25519"), "--recipient", str(tmp_path / "p256.pub")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
+        to = {"full": full.fileno(), "closed pipe": writer}.get(gone)
+        code, sealed = status(*seal, "--env", "MYAPP_A=b", "--env", "ODD=warned of", to=to)
+        assert code == 0
+        assert json.loads(sealed)["recipients"]
+        asked = ("wait", "--for", "aws", "--timeout", "0", "--config", str(tmp_path / "config.toml"))
+        assert status(*asked, "--json", to=to)[0] == 75
+        assert status(*asked, to=to) == (75, "")
+        assert status(*seal, to=to) == (64, "")
+    os.close(writer)
+
+
+def test_nothing_is_told_to_a_person_in_another_way() -> None:
+    """`click.echo` to standard error raises where that fails: every command tells by what does not."""
+    rooms = Path(cli.__file__).parent.glob("*.py")
+    assert [room.name for room in rooms if re.search(r"echo\([^#]*?err=True", room.read_text())] == ["stderr.py"]
