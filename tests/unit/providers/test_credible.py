@@ -22,7 +22,7 @@ from agent.core.model import (
     WebTokenUrl,
 )
 from agent.core.secret import Secret
-from agent.providers.credible import LONGEST_AWS, LONGEST_GOOGLE
+from agent.providers.credible import LONGEST_GOOGLE
 from agent.wire.names import GCE_TOKEN_PATH
 from tests.fakes.net import Answer, Asked, Fault, Handler
 from tests.unit.providers.support import BROKER, READER, ROBOT, World, run, told
@@ -154,7 +154,7 @@ def test_an_aws_end_is_capped() -> None:
 
     asked = sts.keys()
     assert sts.issue(asked).credential.expires_at == sts.now + timedelta(seconds=asked.duration_seconds)
-    assert broker.issue(HttpBroker(id="b", url=f"{BROKER}/c")).credential.expires_at == sts.now + LONGEST_AWS
+    assert broker.issue(HttpBroker(id="b", url=f"{BROKER}/c")).credential.expires_at == sts.now + timedelta(hours=36)
 
 
 def test_an_end_is_capped_by_what_was_asked_for_at_last() -> None:

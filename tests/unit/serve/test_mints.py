@@ -94,7 +94,8 @@ def test_one_takes_no_mint_from_another() -> None:
             minted.append(audience)
             return token(audience)
 
-        mints = Mints(demand, clock=lambda: 0.0)
+        now = [0.0]
+        mints = Mints(demand, clock=lambda: now[0])
 
         async def tried(audience: str, owner: str) -> bool:
             try:
@@ -106,6 +107,8 @@ def test_one_takes_no_mint_from_another() -> None:
         assert await tried("p", "polite")
         assert sum([await tried(f"m{n}", f"owner {n}") for n in range(500)]) == BURST - BURST_BY_ONE - 1
         assert len(minted) == BURST
+        now[0] = 10.0
+        assert sum([await tried(f"l{n}", f"later {n}") for n in range(500)]) == 20  # two a second, of all together
 
     asyncio.run(scenario())
 
