@@ -54,6 +54,8 @@ def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
     else:
         shown = {**key.public_jwk(), "kid": key.kid}
     line = json.dumps(shown, separators=(",", ":"))
+    if public is not None:
+        files.spare_private_key(public)  # before the other key is replaced
     files.write(out, (json.dumps(private) + "\n").encode(), mode=files.PRIVATE, replace=force)
     told = False
     try:

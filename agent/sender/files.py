@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import stat
@@ -10,7 +11,7 @@ from typing import Final
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host.files import write_atomic
+from agent.host.files import read_plain, write_atomic
 
 MAX_INPUT_BYTES: Final = 1_048_576
 PRIVATE: Final = 0o600
@@ -45,11 +46,14 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
             at the last moment.
 
     A path that is no regular file (a device, a pipe, ``/dev/stdout``) is written to: a rename would put a file in its
-    place, and as root that takes the node away from everybody. A private key is never written to one.
+    place, and as root that takes the node away from everybody. A private key is never written to one, and what is
+    public never replaces one, whatever ``replace`` says: a key that is replaced is lost.
 
     Raises:
         HostError: it could not be written, or is there and must not be replaced.
     """
+    if mode == PUBLIC:
+        spare_private_key(path)
     if _is_stream(path):
         if mode == PRIVATE:
             raise HostError(f"{path}: expected a regular file for a private key, got a device or a pipe")
@@ -71,6 +75,28 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
         raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def spare_private_key(path: Path) -> None:
+    """Refuse to write over a private key.
+
+    Raises:
+        HostError: the file holds one, as JWK or PEM, as far as we may read it; links are followed.
+    """
+    try:
+        data = read_plain(path, MAX_INPUT_BYTES)
+    except (OSError, ValueError):
+        return
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        is_key = b"PRIVATE KEY-----" in data
+    else:
+        keys = found.get("keys") if isinstance(found, dict) else None
+        entries = [found, *(keys if isinstance(keys, list) else ())]
+        is_key = any(isinstance(one, dict) and not one.keys().isdisjoint({"d", "k"}) for one in entries)
+    if is_key:
+        raise HostError(f"{path}: holds a private key", hint="name another file; a key that is replaced is lost")
 
 
 def _is_stream(path: Path) -> bool:

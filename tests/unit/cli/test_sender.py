@@ -701,3 +701,25 @@ def test_seal_writes_over_no_file_that_is_its_stdin_or_stdout(desk: Desk) -> Non
             [*argv, "-"], stdin=end, stdout=end, stderr=subprocess.PIPE, text=True, check=False, timeout=60
         )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["jwk", "oct", "set", "pem"])
+def test_what_is_public_never_replaces_a_private_key(desk: Desk, form: str) -> None:
+    """A bundle or a public key is written over no private key, not even with --force; over anything else as before."""
+    key = desk.path("key")
+    made = desk.path("me.jwk").read_text()
+    if form == "oct":
+        desk.ok("keygen", "--kind", "oct", "--out", key)
+    else:
+        pem = "-----BEGIN PRIVATE KEY-----\nMC4=\n-----END PRIVATE KEY-----\n"
+        key.write_text({"jwk": made, "set": f'{{"keys": [{made}]}}', "pem": pem}[form])
+    before = key.read_bytes()
+    seal = ["seal", "--withdraw", "--signer", desk.path("me.jwk"), "--recipient", desk.path("worker.pub"), "--out", key]
+    for argv in (seal, ["keygen", "--force", "--out", desk.path("new"), "--public", key]):
+        done = desk.run(*argv)
+        assert (done.code, done.out) == (71, b"")
+        assert "key: holds a private key" in done.err
+        assert key.read_bytes() == before
+    key.write_bytes(desk.path("worker.pub").read_bytes())
+    desk.ok(*seal)
+    desk.ok(*seal)
