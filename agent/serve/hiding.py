@@ -21,7 +21,8 @@ import enum
 import fnmatch
 import re
 from collections.abc import Callable
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -158,6 +159,11 @@ _SECRET: Final = re.compile(
 )
 
 
+_KEPT: Final = 4096
+_KEPT_CHARACTERS: Final = 512
+"""So many paths, no longer than that, are looked up once: a few megabytes at most, whatever workers ask for."""
+
+
 def folded(path: Path) -> Path:
     """A path for comparing: what a service that ignores case would take for the same."""
     return tuple(segment.casefold() for segment in path)
@@ -198,6 +204,16 @@ def _below(root: Path, paths: tuple[str, ...]) -> tuple[_Prefix, ...]:
     return tuple(found)
 
 
+class _Found(NamedTuple):
+    """What the patterns say of a folded path: which of them cover it, and whether a name in it looks like a secret."""
+
+    hide: bool
+    credential: bool
+    show: bool
+    when: When | None
+    secret: bool
+
+
 class Hiding:
     """The table of one cloud, with what the operator added.
 
@@ -222,6 +238,8 @@ class Hiding:
         )
         self._custom = _NAMED_BY_ANYBODY[root]
         self._expects_bundle = expects_bundle
+        # A hundred patterns for each name, and a tree has many: workers who asked for it kept all others waiting.
+        self._kept = lru_cache(maxsize=_KEPT)(self._look_up)
 
     def hides(self, below: Path, *, decided: bool) -> bool:
         """Whether the path ``below`` the root is hidden.
@@ -231,16 +249,25 @@ class Hiding:
             decided: whether something else than the machine itself decides this cloud.
         """
         path = folded(below)
-        if any(prefix.covers(path) for prefix in self._hide):
+        short = sum(map(len, path)) + len(path) <= _KEPT_CHARACTERS
+        found = self._kept(path) if short else self._look_up(path)
+        if found.hide or (decided and found.credential):
             return True
-        if decided and any(prefix.covers(path) for prefix in self._credentials):
-            return True
-        if any(prefix.covers(path) for prefix in self._show):
+        if found.show:
             return False
-        for prefix, when in self._table:
-            if prefix.covers(path):
-                return when is When.ALWAYS or (when is When.MACHINE and (decided or self._expects_bundle()))
-        return any(_SECRET.search(segment) for segment in path)
+        if found.when is not None:
+            return found.when is When.ALWAYS or (found.when is When.MACHINE and (decided or self._expects_bundle()))
+        return found.secret
+
+    def _look_up(self, path: Path) -> _Found:
+        when = next((when for prefix, when in self._table if prefix.covers(path)), None)
+        return _Found(
+            any(prefix.covers(path) for prefix in self._hide),
+            any(prefix.covers(path) for prefix in self._credentials),
+            any(prefix.covers(path) for prefix in self._show),
+            when,
+            any(_SECRET.search(segment) for segment in path),
+        )
 
     def lists(self, below: Path) -> bool:
         """Whether ``below`` is a directory of which we know that something in it may be hidden."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pytest
@@ -20,12 +21,15 @@ from hypothesis import strategies as st
 
 from agent.core.model import Cloud
 from agent.core.view import Absent, Origin
+from agent.serve.hiding import GCE_ROOT, Hiding
 from agent.snapshot import ServeSettings
 from agent.wire import gce, names
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Gullible, Scripted, answer
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
+
+T = TypeVar("T")
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 GROUPS = tomllib.loads((Path(__file__).parents[2] / "vectors/serve/hidden.toml").read_text())["group"]
@@ -392,3 +396,40 @@ def test_spellings_that_meet_a_wall_are_not_all() -> None:
     with machine("bundle", real) as server:
         assert SEEN.encode() in ask(server, f"/{names.GCE_ROOT}/v1/instance/attributes/fine")[2]
     assert real.asked
+
+
+def calls_of(work: Callable[[], T]) -> tuple[int, T]:
+    """How many functions are called by that, and what comes of it."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        found = work()
+    finally:
+        sys.setprofile(before)
+    return calls, found
+
+
+def test_a_tree_is_compared_with_the_table_once() -> None:
+    """However often it is asked for; what may change is looked at each time, and only short paths are kept."""
+    expects = True
+    hiding = Hiding(GCE_ROOT, hide=(), show=(), expects_bundle=lambda: expects)
+    fine = {f"fine-{number}": "1" for number in range(100)}
+    tree = {"attributes": {**fine, "db-password": "2"}, "workload-x": "3"}
+
+    def shown() -> object:
+        return hiding.pruned(tree, ("instance",), decided=False)
+
+    first, found = calls_of(shown)
+    assert found == {"attributes": fine}
+    for expects in (False, True, False):
+        again, found = calls_of(shown)
+        assert found == {"attributes": fine} | ({} if expects else {"workload-x": "3"})
+        assert again < first // 10
+    long = [calls_of(lambda: hiding.hides(("x" * 10000,), decided=False))[0] for _ in range(2)]
+    assert long[0] == long[1] > 100
