@@ -204,6 +204,10 @@ HOSTS = {
 @pytest.mark.parametrize("how", HOSTS)
 def test_the_names_of_others_stay_whatever_happens_to_ours(tmp_path: Path, how: str) -> None:
     """/etc/hosts is not emptied to be written anew, which a kill would leave so; what cannot be changed ends nothing."""
+    space = ["unshare", "--mount"] if "mount" in how else []
+    (tried := tmp_path / "tried").touch()
+    if space and evaluated(*space, "mount", "--bind", tried, tried).returncode:
+        pytest.skip("needs to make mounts in a namespace of its own: this machine lets root make none")
     (hosts := tmp_path / "hosts").write_text("127.0.0.1 localhost\n169.254.169.254 x # credential-agent\n")
     hosts.chmod(0o640)
     before = hosts.read_text()
@@ -216,7 +220,7 @@ def test_the_names_of_others_stay_whatever_happens_to_ours(tmp_path: Path, how: 
     cat {hosts} && stat -Lc %a {hosts}
     """
     with hosts.open() as former:
-        done = evaluated("unshare", "--mount", "bash", "-c", program, "bash", hosts)
+        done = evaluated(*space, "bash", "-c", program, "bash", hosts)
         assert former.read() == before
     cannot = how.endswith("written")
     assert (done.returncode, "cannot be written" in done.stderr) == (0, cannot), done
