@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +15,13 @@ from agent.core.verdict import Memory
 from agent.daemon import disk, listening
 from agent.host import machine, systemd
 from agent.host.clock import SystemClock
+from agent.host.files import passes
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 
 CLAIM_SECONDS: Final = 5.0
 """How long to wait for a previous process that is slow to end."""
 AGAIN_SECONDS: Final = (0.1, 0.3, 1.0)
 """Until a memory is read again that could not be read just then."""
-_PASSES: Final = frozenset(
-    {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-)
 UNREADABLE_HINT: Final = (
     "no worker gets the machine's identity in place of a bundle's, until one is accepted. Which numbers were accepted "
     "and withdrawn is forgotten with it: push the newest bundle, or the withdrawal, again"
@@ -162,18 +159,15 @@ class Remembered:
         again = iter(AGAIN_SECONDS)
         while True:
             try:
-                return (*await asyncio.to_thread(self._state.load), True, False), False
+                memory, sealed = await asyncio.to_thread(self._state.load)
+                seconds = next(again, None) if self._state.refused else None
+                if seconds is None:
+                    return (memory, sealed, True, False), False
             except HostError as error:
-                passes = _passes(error)
-                seconds = next(again, None) if passes else None
+                refused = passes(error.__context__)
+                seconds = next(again, None) if refused else None
                 if seconds is None:
                     self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
                     await asyncio.to_thread(self._state.keep_broken)
-                    return (closed_memory(""), None, not isinstance(error, StateVersionError), True), passes
+                    return (closed_memory(""), None, not isinstance(error, StateVersionError), True), refused
             await asyncio.sleep(seconds)
-
-
-def _passes(error: HostError) -> bool:
-    """Whether the system refused, which says nothing of what is there: no descriptor just then, a disk that errs."""
-    cause = error.__context__
-    return isinstance(cause, OSError) and cause.errno in _PASSES

@@ -15,10 +15,11 @@ import structlog
 from agent.core.errors import HostError
 from agent.core.looks import Look
 from agent.core.secret import Secret
+from agent.core.text import os_reason
 from agent.daemon import handover
 from agent.daemon.files import look_at
 from agent.daemon.publish import Publisher
-from agent.host.files import read_plain, write_atomic
+from agent.host.files import passes, read_plain, write_atomic
 from agent.host.patience import Patience, StalledError
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
@@ -128,14 +129,20 @@ def session_token_key(directory: Path, handed: Secret | None) -> bytes:
     before = handover.decoded(handed)
     if before is not None and len(before) == SESSION_KEY_BYTES:
         return before
-    path = directory / "imds.key"
-    try:
-        data = read_plain(path, 64)
-        if len(data) == SESSION_KEY_BYTES:
-            return data
-    except OSError:
-        pass
+    path, refused = directory / "imds.key", ""
+    for _ in range(2):  # a disk that errs for once
+        try:
+            data = read_plain(path, 64)
+        except OSError as error:
+            refused = os_reason(error) if passes(error) else ""
+        else:
+            refused = ""
+            if len(data) == SESSION_KEY_BYTES:
+                return data
     data = secrets.token_bytes(SESSION_KEY_BYTES)
+    if refused:
+        structlog.get_logger().error("imds_key.not_read", reason=f"{path}: cannot be read: {refused}")
+        return data  # the key of before may be there as it was: the next start has it again
     try:
         write_atomic(path, data, mode=0o600)
     except HostError as error:

@@ -23,6 +23,9 @@ _NO_DIRECTORIES: Final = {
     errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM,
 }  # fmt: skip
 """What a file system says that syncs none, or one that may be written to and not be read."""
+_PASSES: Final = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
@@ -164,6 +167,11 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
     """
     with opened_plain(path) as file:
         return file.read(max_bytes)
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether the system refused, which says nothing of what is there: no descriptor just then, a disk that errs."""
+    return isinstance(error, OSError) and error.errno in _PASSES
 
 
 def is_directory(path: Path) -> bool:

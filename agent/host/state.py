@@ -35,7 +35,7 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.core.verdict import Memory
 from agent.host import threads
-from agent.host.files import MAX_FILLED_BYTES, overwrite, read_plain, sweep, sync_directory, write_atomic
+from agent.host.files import MAX_FILLED_BYTES, overwrite, passes, read_plain, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 HISTORY_FILE: Final = "history.json"
@@ -88,10 +88,14 @@ class StateDirectory:
     Args:
         directory: it must exist and be ours; files are 0600.
 
+    Attributes:
+        refused: whether the system refused to read the sealed bundle, when it was last read: it may be there.
+
     Resources: the lock, from :meth:`claim` to the end of the process; a thread while something is written.
     """
 
     def __init__(self, directory: Path) -> None:
+        self.refused = False
         self._directory = directory
         self._lock: int | None = None
         self._waiting = False  # another process owns it: nothing is written until it is ours
@@ -138,16 +142,13 @@ class StateDirectory:
             HostError: there is a memory and it cannot be read or makes no sense. Treat every cloud as decided then: see
                 :func:`closed_memory`.
         """
+        self.refused = False
         path = self._directory / MEMORY_FILE
-        sweep(path)
-        sweep(self._directory / SPARE_FILE)
-        sweep(self._directory / HISTORY_FILE)
-        sweep(self._directory / LIVED_FILE)
-        sweep(self._directory / "bundle-*.jose")
-        leaving = self._directory / _LEAVING
+        for name in (MEMORY_FILE, SPARE_FILE, HISTORY_FILE, LIVED_FILE, "bundle-*.jose"):
+            sweep(self._directory / name)
         with contextlib.suppress(OSError):
             # Look first: on a frozen disk even removing what is not there waits.
-            if leaving.exists():
+            if (leaving := self._directory / _LEAVING).exists():
                 leaving.unlink()
         try:
             data = read_plain(path, MAX_MEMORY_BYTES)  # a FIFO in its place would wait for a writer
@@ -169,8 +170,10 @@ class StateDirectory:
                 raise HostError(f"{path}: expected the digest of a bundle, got something else")
             bundle = self._bundle_path(memory.active.digest)
             self._held.add(bundle)
-            with contextlib.suppress(OSError):
+            try:
                 sealed = read_plain(bundle, MAX_BYTES)
+            except OSError as error:
+                self.refused = passes(error)
         self._there = {path} if sealed is None else {path, bundle}
         return memory, sealed
 

@@ -203,6 +203,33 @@ class TestABrokenMemory:
 
         play(tmp_path, scenario)
 
+    @pytest.mark.parametrize("passes", [True, False])
+    def test_a_sealed_copy_that_cannot_be_read_just_then_is_in_force_once_it_can(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, passes: bool
+    ) -> None:
+        """It is read again; and where that does not help either, it stays on the disk for the next start."""
+        read, failed = read_plain, list[Path]()
+
+        def failing(path: Path, most: int) -> bytes:
+            if path.suffix == ".jose" and not (passes and failed):
+                failed.append(path)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path, most)
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.stored.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
+                patch.setattr(state, "read_plain", failing)
+                async with machines.start() as life:
+                    assert life.in_force() == (1 if passes else None)
+            assert failed
+            async with machines.start() as life:
+                assert life.in_force() == 1
+
+        play(tmp_path, scenario)
+
     def test_what_was_handed_over_takes_its_place(self, tmp_path: Path) -> None:
         """The process before knew: nothing of the closed memory that a broken file stands for counts."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import structlog
 
 from agent.core.secret import Secret
-from agent.daemon import handover
+from agent.daemon import handover, tokens
 from agent.daemon.tokens import SESSION_KEY_BYTES, session_token_key, written_token
+from agent.host.files import read_plain
 
 FILE = "imds.key"
 
@@ -49,6 +51,26 @@ def test_a_disk_that_takes_nothing_keeps_no_worker_from_its_tokens(tmp_path: Pat
     with structlog.testing.capture_logs() as logs:
         assert len(session_token_key(tmp_path / "gone", None)) == SESSION_KEY_BYTES
     assert [line["event"] for line in logs] == ["imds_key.not_written"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_key_that_the_system_refuses_to_read_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, number: int
+) -> None:
+    """It is read again; and where that does not help either, the next start has it: tokens outlive a disk that errs."""
+    made, failed = session_token_key(tmp_path, None), list[Path]()
+
+    def failing(path: Path, most: int) -> bytes:
+        if len(failed) < times:
+            failed.append(path)
+            raise OSError(number, "refused")
+        return read_plain(path, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "read_plain", failing)
+        assert (session_token_key(tmp_path, None) == made) is (times == 1)
+    assert session_token_key(tmp_path, None) == made
 
 
 @pytest.mark.parametrize(
