@@ -279,13 +279,14 @@ def test_one_way_of_installing_does_not_undo_the_other(machine: Machine) -> None
 
 def test_what_cannot_be_taken_off_is_at_work_again(machine: Machine) -> None:
     """The removal fails in the middle: the package manager says so, and workers have their agent again."""
-    machine.run("sh", "-c", "mount --bind /etc/hosts /etc/hosts && mount -o remount,bind,ro /etc/hosts")
+    held = "/etc/systemd/system-preset/50-credential-agent.preset"
+    machine.run("mount", "--bind", held, held)  # nobody can take away what is mounted upon
     try:
         assert machine.result("dpkg", "--remove", NAME, seconds=170).returncode != 0
         working(machine)
         assert version(machine)[0][1] == "i"
     finally:
-        machine.run("umount", "/etc/hosts")
+        machine.run("umount", held)
         machine.run("sh", "-c", f"echo {NAME} install | dpkg --set-selections")
 
 
