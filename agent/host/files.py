@@ -26,6 +26,7 @@ _NO_DIRECTORIES: Final = {
 _PASSES: Final = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 )
+_PIECE_BYTES: Final = 1 << 16
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
@@ -166,7 +167,22 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
         OSError: it cannot be read, or is no plain file.
     """
     with opened_plain(path) as file:
-        return file.read(max_bytes)
+        return read_at_most(file, max_bytes)
+
+
+def read_at_most(file: BinaryIO, max_bytes: int) -> bytes:
+    """The beginning of a file.
+
+    In pieces: ``file.read(max_bytes)`` has memory for that many, however few there are, and a machine with strict
+    overcommit may not have it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    data = bytearray()
+    while piece := file.read(min(_PIECE_BYTES, max_bytes - len(data))):
+        data += piece
+    return bytes(data)
 
 
 def passes(error: BaseException | None) -> bool:

@@ -16,6 +16,7 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
+from agent.host.files import read_at_most
 from agent.host.ranges import MAX_UID, merge
 
 FILE: Final = Path("/etc/subuid")
@@ -191,7 +192,7 @@ def _lines(path: Path) -> list[str]:
 def _all_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = read_at_most(file, MOST_BYTES + 1)
     except OSError as error:
         if error.errno in _NONE:
             return []

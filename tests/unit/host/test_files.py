@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 
 from agent.core.errors import HostError
 from agent.core.verdict import Memory
-from agent.host.files import overwrite, sweep, take_away, write_atomic
+from agent.host import subuid
+from agent.host.files import overwrite, read_plain, sweep, take_away, write_atomic
 from agent.host.state import StateDirectory
 
 STEPS = ("open", "fchmod", "fsync", "close", "replace")
@@ -241,6 +243,20 @@ def test_a_name_that_is_not_on_the_disk_is_not_written(
         monkeypatch.setattr(os, "fsync", sync)
         asyncio.run(state.save(Memory(), None))
         monkeypatch.setattr(os, "fsync", fails)
+
+
+def test_a_short_file_takes_no_memory_for_a_long_one(tmp_path: Path) -> None:
+    """However long it may be: with strict overcommit even a start may have no more than it needs."""
+    (tmp_path / "f").write_bytes(b"x" * 200_000)
+    tracemalloc.start()
+    try:
+        assert len(read_plain(tmp_path / "f", 64 << 20)) == 200_000
+        assert subuid.families(tmp_path / "f") == ()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    assert read_plain(tmp_path / "f", 100_000) == b"x" * 100_000
 
 
 def test_sweeping_takes_only_what_is_ours(tmp_path: Path) -> None:
