@@ -155,7 +155,7 @@ class Remembered:
             return True
 
     async def _loaded(self) -> tuple[tuple[Memory, bytes | None, bool, bool], bool]:
-        """The memory, the sealed bundle, whether both may be written over and cannot be read; whether that may pass."""
+        """The memory, the sealed bundle, whether both may be written over, cannot be read, were refused."""
         again = iter(AGAIN_SECONDS)
         while True:
             try:
@@ -164,10 +164,12 @@ class Remembered:
                 if seconds is None:
                     return (memory, sealed, True, False), False
             except HostError as error:
-                refused = passes(error.__context__)
-                seconds = next(again, None) if refused else None
+                cause = error.__context__
+                seconds = next(again, None) if passes(cause) else None
                 if seconds is None:
                     self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
                     await asyncio.to_thread(self._state.keep_broken)
-                    return (closed_memory(""), None, not isinstance(error, StateVersionError), True), refused
+                    # A restore that gave it another owner, or a label that forbids it, says nothing of it either.
+                    unread = passes(cause) or isinstance(cause, PermissionError)
+                    return (closed_memory(""), None, not isinstance(error, StateVersionError), True), unread
             await asyncio.sleep(seconds)

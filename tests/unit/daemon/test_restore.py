@@ -165,9 +165,15 @@ class TestABrokenMemory:
 
         play(tmp_path, scenario)
 
-    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
     @pytest.mark.parametrize("handed", [True, False])
-    @pytest.mark.parametrize("passes", [True, False])
+    @pytest.mark.parametrize(
+        ("number", "passes"),
+        [
+            *((errno.EMFILE, True), (errno.EMFILE, False), (errno.EIO, True), (errno.EIO, False)),
+            # Of another owner since a restore, or forbidden by a label: it is not read again, nor is it forgotten.
+            *((errno.EACCES, False), (errno.EPERM, False)),
+        ],
+    )
     def test_what_cannot_be_read_just_then_is_not_forgotten(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, passes: bool, handed: bool, number: int
     ) -> None:
@@ -196,7 +202,7 @@ class TestABrokenMemory:
                 async with machines.start() as life:
                     assert life.in_force() == (1 if passes or handed else None)
                     assert life.store.memory.decided.keys() == ({Cloud.AWS} if passes or handed else set(Cloud))
-            assert len(failed) == 1 if passes else len(failed) >= 3
+            assert len(failed) == 1 if passes else len(failed) >= (1 if number in (errno.EACCES, errno.EPERM) else 3)
             if not passes:
                 assert (path.read_bytes() == before) is not handed
             assert [mark.seq for mark in machines.written().marks] == [1]
