@@ -6,6 +6,7 @@ See :mod:`agent.host.planning`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pwd
 import re
 import time
@@ -130,7 +131,9 @@ def plan_of(
     named = _users(section, known or {}, directory)
     meant = named.doubtful | _meant(read.meant, known or {}, directory)
     groups, said = _groups(section.units)
-    held_back, later = _groups((*filter(_is_unit, read.meant.units), *_templates((*section.units, *read.meant.units))))
+    held_back, later = _groups(
+        (*filter(_is_unit, read.meant.units), *_meant_units((*section.units, *read.meant.units)))
+    )
     among = (text for name in section.users if directory(name) is None for text in configuration.ranges_in(name))
     numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers((*read.meant.uids, *among))))
     former = ranges.without(before, ranges.merge((*named.uids, *numbers))) if named.pending else ()
@@ -324,7 +327,7 @@ def _possible(
     return configuration.Redirect(
         uids=(*uids, *alike),
         users=tuple(users),
-        units=(*filter(_is_unit, section.units), *_templates(section.units)),
+        units=(*filter(_is_unit, section.units), *_meant_units(section.units)),
     )
 
 
@@ -332,7 +335,7 @@ def _said_of_units(units: tuple[str, ...]) -> Iterator[str]:
     for unit in filter(systemctl.without_gate, units):
         what = "what it starts with is the machine (systemd/README.md, Who is a worker)"
         yield f"redirect.units: {unit} has no gate: {what}"
-    for slice_ in _templates(units):
+    for slice_ in _meant_units(units):
         yield f"redirect.units: a template is no unit: what runs in {slice_} is refused, and not led; name that slice"
 
 
@@ -340,9 +343,9 @@ def _is_unit(name: str) -> bool:
     return _can_be(systemctl.check_unit, name)
 
 
-def _templates(units: Iterable[str]) -> tuple[str, ...]:
-    """The slices of instances that may be meant by a template or a pattern, which names no unit that runs."""
-    return tuple(name for name in map(systemctl.slice_of_template, units) if name is not None and _is_unit(name))
+def _meant_units(units: Iterable[str]) -> tuple[str, ...]:
+    """The units that may be meant by a template, a pattern, a path or a name without its kind, none of which runs."""
+    return tuple(filter(_is_unit, itertools.chain.from_iterable(map(systemctl.units_meant, units))))
 
 
 def _can_be(check: Callable[[str], object], name: str) -> bool:

@@ -164,13 +164,18 @@ def stop_watch() -> None:
         stop(WATCH)
 
 
-def slice_of_template(unit: str) -> str | None:
-    """The slice of all instances of ``NAME@.service``, as systemd.slice(5) says; ``None``: it is no template.
+def units_meant(text: str) -> tuple[str, ...]:
+    """The units that may be meant by what names none that runs.
 
-    Also of a pattern (``NAME@*.service``), which the configuration does not know.
+    By ``NAME@.service``, or a pattern of it (``NAME@*.service``, which the configuration does not know), the slice of
+    all instances (systemd.slice(5)); by a path of control groups its last; by a name without a kind a slice or service.
     """
-    found = _TEMPLATE.match(unit)
-    return None if found is None else f"system-{found[1].translate(_ESCAPED)}.slice"
+    if (found := _TEMPLATE.match(text)) is not None:
+        return (f"system-{found[1].translate(_ESCAPED)}.slice",)
+    name = text.strip().rpartition("/")[2]
+    if _UNIT.match(name):
+        return () if name == text else (name,)
+    return tuple(unit for unit in (f"{name}.slice", f"{name}.service") if _UNIT.match(unit))
 
 
 def check_unit(unit: str) -> None:

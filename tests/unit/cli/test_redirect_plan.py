@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
-from agent.host import lasting, planning, subuid
+from agent.host import lasting, planning, subuid, systemctl
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +156,21 @@ def test_who_may_be_meant_is_neither_led_nor_the_machine(tmp_path: Path) -> None
         r"chain worker \{.*?\}", made["scripts"][0].partition("table inet credential_agent {")[2], re.DOTALL
     )
     assert chain.index("@refused return") < chain.index("@others return") < chain.index("redirect to")
+
+
+@pytest.mark.parametrize("text", ["batch", "/batch.slice", "root.slice/batch.slice"])
+def test_jobs_of_a_unit_that_is_named_without_its_kind_are_not_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Root's too: whoever writes `batch` means batch.slice or batch.service, and the mistake closes them with all others."""
+    monkeypatch.setattr(systemctl, "UNIFIED", tmp_path)
+    (tmp_path / "cgroup.procs").touch()
+    (tmp_path / "batch.slice").mkdir()
+    path = tmp_path / "config.toml"
+    path.write_text(f'[redirect]\nuids = []\nunits = ["{text}"]\n')
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert "redirect.units" in made["error"]
+    assert '"batch.slice"' in made["closed"]
 
 
 def test_a_mistake_refuses_whoever_may_be_meant_too(tmp_path: Path) -> None:

@@ -48,23 +48,32 @@ def test_in_doubt_it_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("unit", "expected"),
+    ("text", "expected"),
     [
-        ("job@.service", "system-job.slice"),
-        ("my-job@.service", r"system-my\x2djob.slice"),
-        (r"a\x2db@*.service", r"system-a\x5cx2db.slice"),
-        ("job@%i.service", "system-job.slice"),
-        ("job@[12].service", "system-job.slice"),
-        ("job@1.service", None),
-        ("job@a-b.service", None),
-        ("job.service", None),
-        ("job@.slice", None),
-        ("@.service", None),
+        ("job@.service", ("system-job.slice",)),
+        ("my-job@.service", (r"system-my\x2djob.slice",)),
+        (r"a\x2db@*.service", (r"system-a\x5cx2db.slice",)),
+        ("job@%i.service", ("system-job.slice",)),
+        ("job@[12].service", ("system-job.slice",)),
+        ("job@1.service", ()),
+        ("job@a-b.service", ()),
+        ("job.service", ()),
+        ("job@.slice", ()),
+        ("@.service", ()),
+        ("job", ("job.slice", "job.service")),
+        (" job.service\n", ("job.service",)),
+        ("system.slice/job.service", ("job.service",)),
+        ("/sys/fs/cgroup/a.slice/a-b.slice", ("a-b.slice",)),
+        ("job.target", ("job.target.slice", "job.target.service")),
+        ("a.slice/", ()),
+        ("two words", ()),
+        ("", ()),
+        ("x" * 300, ()),
     ],
 )
-def test_a_template_stands_for_the_slice_of_its_instances(unit: str, expected: str | None) -> None:
-    """All instances are in one, by the escaping of systemd.slice(5)."""
-    assert systemctl.slice_of_template(unit) == expected
+def test_what_names_no_unit_may_mean_some(text: str, expected: tuple[str, ...]) -> None:
+    """A template or a pattern means the slice of all its instances, by the escaping of systemd.slice(5)."""
+    assert systemctl.units_meant(text) == expected
 
 
 @pytest.mark.parametrize(("said", "pid"), [("4711", 4711), ("0", 0), ("", 0)])
