@@ -2,7 +2,8 @@
 
 It bounds what a worker's request can cause elsewhere (an identity token minted with the user's quota, a packet
 to the metadata service). One bucket says how often in all; one for each asker, smaller, says that no asker can empty
-the one for all.
+the one for all. Several can: what is within the asker's own waits for a token of the one for all
+(:class:`agent.serve.fairness.Pace`), and is not refused.
 """
 
 from __future__ import annotations
@@ -87,17 +88,13 @@ class Buckets(Generic[K]):
         return self._common.is_scarce(now)
 
     def take_common(self, now: float) -> float:
-        """Take a token from the common bucket alone, when the key is not known and need not be."""
+        """Take a token from the common bucket: 0; else the seconds until it has one, and nothing is taken."""
         return self._common.take(now)
 
-    def take(self, key: K, now: float) -> float:
-        """Take a token from both: 0; else the seconds until both have one, and nothing is taken."""
+    def take_own(self, key: K, now: float) -> float:
+        """Take a token from the key's own bucket, in the same way."""
         own = self._of.pop(key, None) or Bucket(self._per_second, self._burst)
         self._of[key] = own
         if len(self._of) > self._most:
             del self._of[next(iter(self._of))]
-        wait = max(own.wait_seconds(now), self._common.wait_seconds(now))
-        if not wait:
-            own.take(now)
-            self._common.take(now)
-        return wait
+        return own.take(now)

@@ -22,7 +22,7 @@ from agent.core.bucket import Bucket, Buckets
 from agent.core.clock import Clock
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.serve.control import ControlEndpoint, ControlRequest, Route, problem
-from agent.serve.fairness import Turnstile
+from agent.serve.fairness import Pace, Turnstile
 from agent.serve.handling import Access
 from agent.snapshot.settings import Limits
 from agent.wire.http import Request, Response
@@ -96,12 +96,13 @@ class Shared:
             Bucket(share.common_per_second, share.common_burst), per_second=share.per_second, burst=share.burst
         )
         self._turns = Turnstile(share.at_once)
+        self._pace = Pace(self._buckets.take_common, clock.boottime)
 
     async def call(self, route: Route, request: ControlRequest) -> Response:
         """The answer of the route, once it is this user's turn; 429 where its share is used up."""
         # Whoever is remembered by user id, for a last refusal say, is so by this one.
         request = msgspec.structs.replace(request, uid=self._whose(request.uid))
-        wait = self._buckets.take(request.uid, self._clock.boottime())
+        wait = self._buckets.take_own(request.uid, self._clock.boottime())
         if wait:
             return problem(
                 429, "this user asks too often; try again later", ("Retry-After", str(max(1, math.ceil(wait))))
@@ -111,6 +112,7 @@ class Shared:
         async def work() -> Response:
             nonlocal inside
             async with self._turns.turn(request.uid):
+                await self._pace.wait(request.uid)
                 inside = True
                 return await route(request)
 

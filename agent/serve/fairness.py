@@ -177,10 +177,13 @@ class Turnstile:
 
     A plain semaphore serves in the order of arrival: a thousand requests of one worker stand before the first of the
     next.
+
+    Attributes:
+        limit: so many at once.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._inside: dict[Hashable, int] = {}
         self._count = 0
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
@@ -188,12 +191,12 @@ class Turnstile:
     @property
     def crowded(self) -> bool:
         """Whether it is half full, so that it matters who comes."""
-        return 2 * self._count >= self._limit
+        return 2 * self._count >= self.limit
 
     @asynccontextmanager
     async def turn(self, owner: Hashable) -> AsyncIterator[None]:
         """Inside, once there is room."""
-        if self._count < self._limit and not self._waiting:
+        if self._count < self.limit and not self._waiting:
             self._enter(owner)
         else:
             await self._wait(owner)
@@ -226,13 +229,20 @@ class Turnstile:
         self._count += 1
         self._inside[owner] = self._inside.get(owner, 0) + 1
 
+    def _following(self) -> Hashable:
+        # The first who has none inside has fewest, and comes early: no more owners than places have any.
+        for owner in self._waiting:
+            if owner not in self._inside:
+                return owner
+        return min(self._waiting, key=lambda waits: self._inside[waits])
+
     def _leave(self, owner: Hashable) -> None:
         self._count -= 1
         self._inside[owner] -= 1
         if not self._inside[owner]:
             del self._inside[owner]
-        while self._waiting and self._count < self._limit:
-            following = min(self._waiting, key=lambda waits: self._inside.get(waits, 0))
+        while self._waiting and self._count < self.limit:
+            following = self._following()
             queue = self._waiting[following]
             turn = queue.popleft()
             if queue:
@@ -243,6 +253,28 @@ class Turnstile:
             if not turn.done():
                 self._enter(following)
                 turn.set_result(None)
+
+
+class Pace:
+    """Gives the tokens of a bucket that all share, in turns of the owners.
+
+    Refusing whoever finds it empty would be no share: several who ask without end keep it empty for everybody.
+
+    Args:
+        take: takes a token at a moment of ``clock``: 0; else the seconds until there is one.
+        clock: seconds that never step.
+    """
+
+    def __init__(self, take: Callable[[float], float], clock: Callable[[], float] = time.monotonic) -> None:
+        self._take = take
+        self._clock = clock
+        self._turns = Turnstile(1)
+
+    async def wait(self, owner: Hashable) -> None:
+        """Take a token, at once or when there is one and it is the owner's turn."""
+        async with self._turns.turn(owner):
+            while seconds := self._take(self._clock()):  # noqa: ASYNC110 - a bucket tells nobody
+                await asyncio.sleep(seconds)
 
 
 class Places:

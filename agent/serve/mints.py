@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import AgentError
 from agent.core.model import IdToken
-from agent.serve.fairness import Turnstile
+from agent.serve.fairness import Pace, Turnstile
 from agent.wire.http import Asker
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ AT_ONCE_ASKED: Final = 2 * AT_ONCE
 BURST_ASKED: Final = BURST + PER_SECOND * TURN_SECONDS
 """The bounds of the controller, which refuses any worker alike: no less than honest servers ask for. One may begin
 while another ends, and what was let in for as long as a turn is waited for may come together with a burst."""
+MOST_WAITING: Final = 1024
+"""Of each kind, at once. Behind fewer owners no turn comes in time, and addresses can be invented without end."""
 FAILED_SECONDS: Final = 5.0
 _FAILURES_KEPT: Final = 256
 
@@ -55,16 +57,21 @@ class TooOften(Exception):
 class Shares:
     """What mints of every kind take together: the controller bounds them together, and refuses whoever comes then.
 
+    Args:
+        clock: seconds that never step.
+
     Attributes:
         gate: so many at once, the turns shared among the owners.
-        buckets: so often, likewise.
+        buckets: so often, likewise: what one asks beyond its own is refused, what all ask beyond theirs waits.
+        pace: gives of the bucket for all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.gate = Turnstile(AT_ONCE)
         self.buckets: Buckets[Hashable] = Buckets(
             Bucket(PER_SECOND, BURST), per_second=PER_SECOND_BY_ONE, burst=BURST_BY_ONE
         )
+        self.pace = Pace(self.buckets.take_common, clock)
 
 
 class _Flight(Generic[T]):
@@ -106,7 +113,7 @@ class Mints(Generic[T]):
     ) -> None:
         self._demand = demand
         self._clock = clock
-        self._shares = Shares() if shares is None else shares
+        self._shares = Shares(clock) if shares is None else shares
         # All mutable state:
         self._flights: dict[tuple[str, str], _Flight[T]] = {}
         self._failed: dict[tuple[str, str], tuple[float, AgentError]] = {}  # oldest first
@@ -120,7 +127,7 @@ class Mints(Generic[T]):
             name: of the identity that is served: what was begun, or failed, for another is not this one's.
 
         Raises:
-            TooOften: this asker, or all of them, have caused enough.
+            TooOften: this asker has caused enough, or no turn came in time, or would.
             AgentError: it failed, now or a moment ago.
         """
         wanted = (name, audience)
@@ -133,7 +140,8 @@ class Mints(Generic[T]):
             owner = None if asker is None else await asker.owner()
             flight = self._flights.get(wanted)  # somebody else's, meanwhile
             if flight is None:
-                wait = self._shares.buckets.take(owner, self._clock())
+                full = len(self._flights) >= MOST_WAITING
+                wait = 1.0 if full else self._shares.buckets.take_own(owner, self._clock())
                 if wait:
                     raise TooOften(wait)
                 flight = self._flights[wanted] = _Flight()
@@ -152,6 +160,7 @@ class Mints(Generic[T]):
             try:
                 async with asyncio.timeout(TURN_SECONDS):
                     await inside.enter_async_context(self._shares.gate.turn(owner))
+                    await self._shares.pace.wait(owner)
             except TimeoutError:
                 raise TooOften(1.0) from None
             flight.begin(owner)

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import UpstreamError
-from agent.serve.fairness import Places, Turnstile
+from agent.serve.fairness import Pace, Places, Turnstile
 from agent.snapshot import PASSED_CONNECTIONS
 from agent.wire.http import Asker, Response, forwardable, path_of
 from agent.wire.names import GCE_FLAVOR_HEADER
@@ -151,12 +151,14 @@ class Proxy:
         self._makers = Turnstile(min(MADE_CONCURRENCY, room))
         self._large = Turnstile(1)
         self._polls = Places(max(1, connections - room))
+        # What one asks beyond its own bucket is refused; what all ask beyond theirs waits, in turns.
         self._asked: Buckets[Hashable] = Buckets(
             Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE), per_second=ASKED_PER_SECOND_BY_ONE, burst=ASKED_AT_ONCE_BY_ONE
         )
         self._made: Buckets[Hashable] = Buckets(
             Bucket(MADE_PER_SECOND, MADE_AT_ONCE), per_second=MADE_PER_SECOND_BY_ONE, burst=MADE_AT_ONCE_BY_ONE
         )
+        self._asking, self._making = Pace(self._asked.take_common), Pace(self._made.take_common)
 
     def fresh(self, path_qs: str) -> Response | None:
         """A static leaf from memory, when it is young enough not to ask."""
@@ -207,7 +209,7 @@ class Proxy:
         """
         owner: Hashable = None
         now = time.monotonic()
-        if asker is not None and (made or hang_seconds or self._room.crowded or self._asked.is_scarce(now)):
+        if asker is not None and (made or hang_seconds or self._crowded or self._asked.is_scarce(now)):
             owner = await asker.owner()
         answer = await self._shared(
             method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
@@ -222,6 +224,11 @@ class Proxy:
         except TimeoutError:
             return None
         return answer
+
+    @property
+    def _crowded(self) -> bool:
+        # Those too that have come in this round of the loop, and are not inside yet.
+        return self._room.crowded or 2 * len(self._flights) >= self._room.limit
 
     async def _shared(
         self,
@@ -264,13 +271,14 @@ class Proxy:
         owner: Hashable,
     ) -> Response | None:
         now = time.monotonic()
-        if self._asked.take_common(now) if owner is None else self._asked.take(owner, now):
-            return None
-        if made and self._made.take(owner, now):
+        if (owner is not None and self._asked.take_own(owner, now)) or (made and self._made.take_own(owner, now)):
             return None
         seconds = self._seconds + hang_seconds
         try:
             async with asyncio.timeout(seconds) as timeout:
+                if made:
+                    await self._making.wait(owner)
+                await self._asking.wait(owner)
                 if hang_seconds:
                     # Long polls do not count: 32 of them would close the way for everybody else.
                     if not self._polls.take(owner, timeout):

@@ -72,22 +72,24 @@ def test_it_is_scarce_when_more_than_half_is_gone() -> None:
 
 
 def test_the_common_bucket_counts_everybody() -> None:
-    """Whom nobody knows takes from what all share, and who is known finds it empty then."""
+    """Whoever takes from what all share finds it empty after the last, and one there a moment later."""
     buckets: Buckets[str] = Buckets(Bucket(1.0, 2), per_second=1.0, burst=1)
     assert [buckets.take_common(0.0) for _ in range(3)] == [0, 0, 1.0]
-    assert buckets.take("polite", 0.0) == 1.0
-    assert buckets.take("polite", 1.0) == 0
+    assert buckets.take_common(1.0) == 0
 
 
-def test_one_key_cannot_empty_the_common_bucket() -> None:
-    """Whoever asks without end is refused by its own bucket; another's first still finds a token."""
+def test_each_key_has_its_own() -> None:
+    """Whoever asks without end is refused by its own bucket, and told for how long; another's has all it held."""
     buckets: Buckets[str] = Buckets(Bucket(1.0, 10), per_second=0.1, burst=3)
-    assert sum(not buckets.take("greedy", 0.0) for _ in range(1000)) == 3
-    assert buckets.take("polite", 0.0) == 0
+    assert sum(not buckets.take_own("greedy", 0.0) for _ in range(1000)) == 3
+    assert buckets.take_own("greedy", 0.0) == 10
+    assert buckets.take_own("polite", 0.0) == 0
 
 
-def test_inventing_keys_gains_no_more_than_the_common_bucket() -> None:
-    """With a new key each time the common bucket decides, and memory does not grow."""
-    buckets: Buckets[int] = Buckets(Bucket(1.0, 10), per_second=0.1, burst=3, most=50)
-    assert sum(not buckets.take(key, 0.0) for key in range(1000)) == 10
+def test_inventing_keys_costs_no_memory() -> None:
+    """With a new key each time, the one that has been silent for longest is forgotten."""
+    buckets: Buckets[int] = Buckets(Bucket(1.0, 10), per_second=0.1, burst=1, most=50)
+    assert not any(buckets.take_own(key, 0.0) for key in range(1000))
     assert len(buckets) == 50
+    assert buckets.take_own(999, 0.0) > 0
+    assert buckets.take_own(0, 0.0) == 0

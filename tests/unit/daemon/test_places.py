@@ -237,7 +237,7 @@ def test_what_a_server_lets_in_is_minted() -> None:
         links = [await linked(servers), await linked(servers)]
         begun = []
         for link in links:
-            shares = Shares()
+            shares = Shares(lambda: now)
             narrow = Mints(lambda wanted, link=link: link.scoped((wanted,)), shares, clock=lambda: now)  # type: ignore[misc]
             begun.append(Mints(link.id_token, shares, clock=lambda: now))
             asked += [asyncio.create_task(narrow.mint(f"n{n}", Owner("greedy"), name="")) for n in range(mints.AT_ONCE)]

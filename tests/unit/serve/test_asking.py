@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
+
+import pytest
 
 from agent.core.model import IdToken
 from agent.core.secret import Secret
@@ -75,6 +78,63 @@ def test_the_service_is_asked_only_so_often() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "how", [{}, {"made": True}, {"method": "PUT", "made": True}, {"hang_seconds": 60.0}],
+    ids=["looked up", "made", "written", "awaited"],
+)  # fmt: skip
+def test_several_who_ask_without_end_take_no_turn_from_another(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """When several have used up what all may ask, another waits for a turn of each at most, and no more go out."""
+    owners, each, burst, rate = 5, 10, 20, 100.0
+    for kind in ("ASKED", "MADE"):
+        monkeypatch.setattr(proxy, f"{kind}_AT_ONCE", burst)
+        monkeypatch.setattr(proxy, f"{kind}_PER_SECOND", rate)
+        monkeypatch.setattr(proxy, f"{kind}_AT_ONCE_BY_ONE", each)
+        monkeypatch.setattr(proxy, f"{kind}_PER_SECOND_BY_ONE", 1e-9)
+    how = {"method": "GET"} | how
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.always = answer("x")
+        asked = Proxy(real, seconds=60)
+        began = time.monotonic()
+
+        def ask(path: str, who: str) -> asyncio.Task[object]:
+            return asyncio.create_task(asked.fetch(path_qs=path, asker=Asker(who), **how))
+
+        hostile = [ask(f"/{owner}/{n}", f"owner {owner}") for owner in range(owners) for n in range(each)]
+        await settled()
+        before = len(real.asked)
+        polite = ask("/polite", "polite")
+        found = await asyncio.wait_for(asyncio.gather(polite, *hostile), 60)
+        assert len(real.asked) <= burst + rate * (time.monotonic() - began) + 1
+        assert found.count(None) == 0
+        # One of each owner; and as many before it has come, where much time has passed.
+        assert [one.path_qs for one in real.asked].index("/polite") <= before + 2 * owners
+
+    asyncio.run(scenario())
+
+
+def test_whoever_comes_in_one_round_with_many_waits_in_a_queue_of_their_own() -> None:
+    """Where many ask before any of them is under way, those beyond half of the room are known, and take turns."""
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.always = answer("x")
+        real.gate = asyncio.Event()
+        asked = Proxy(real, seconds=60)
+        tasks = [asyncio.create_task(asked.fetch("GET", f"/{n}", asker=GREEDY)) for n in range(200)]
+        tasks.append(asyncio.create_task(asked.fetch("GET", "/polite", asker=POLITE)))
+        await settled()
+        assert real.under_way == proxy.CONCURRENCY
+        real.gate.set()
+        assert all(await asyncio.wait_for(asyncio.gather(*tasks), 60))
+        assert [one.path_qs for one in real.asked].index("/polite") <= proxy.CONCURRENCY + 1
+
+    asyncio.run(scenario())
+
+
 def test_large_answers_go_out_one_in_each_round() -> None:
     """Many that come at once do not stand together before somebody's credential."""
 
@@ -128,6 +188,41 @@ def test_only_so_much_is_minted_at_once() -> None:
         go.set()
         await asyncio.gather(*tasks)
         assert begun[mints.AT_ONCE] == "p"
+
+    asyncio.run(scenario())
+
+
+def test_several_who_mint_without_end_take_no_turn_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When several have used up what all may have minted, another waits for a turn of each at most, and no more are made."""
+    owners, each, burst, rate = 5, 20, 40, 100.0
+    monkeypatch.setattr(mints, "BURST", burst)
+    monkeypatch.setattr(mints, "PER_SECOND", rate)
+    monkeypatch.setattr(mints, "BURST_BY_ONE", each)
+    monkeypatch.setattr(mints, "PER_SECOND_BY_ONE", 1e-9)
+
+    async def scenario() -> None:
+        begun: list[str] = []
+
+        async def demand(audience: str) -> IdToken:
+            begun.append(audience)
+            return IdToken(Secret("a.b.c"), audience, START, START)
+
+        minted, began = Mints(demand), time.monotonic()
+
+        def mint(audience: str, who: str) -> asyncio.Task[object]:
+            return asyncio.create_task(minted.mint(audience, Asker(who), name=""))
+
+        hostile = [mint(f"{owner}/{n}", f"owner {owner}") for owner in range(owners) for n in range(each)]
+        await settled()
+        before = len(begun)
+        polite = mint("polite", "polite")
+        # Another who wants what waits: it is one mint, and takes one token.
+        also = mint(f"{owners - 1}/{each - 1}", "another")
+        found = await asyncio.wait_for(asyncio.gather(polite, also, *hostile), 60)
+        assert len(begun) <= burst + rate * (time.monotonic() - began) + 1
+        assert all(found)
+        assert len(begun) == owners * each + 1
+        assert begun.index("polite") <= before + mints.AT_ONCE + 2 * owners
 
     asyncio.run(scenario())
 

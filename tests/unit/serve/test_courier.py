@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 
 from agent.serve.control import ControlRequest, Route
-from agent.serve.courier import DEAR, LIMITS, CourierEndpoint, Shared
+from agent.serve.courier import DEAR, LIMITS, CourierEndpoint, Share, Shared
 from agent.serve.handed import Guarding
 from agent.wire.http import Request, Response
 from tests.fakes.clock import FakeClock
@@ -168,6 +168,44 @@ def test_so_many_are_answered_at_once_and_the_others_wait(place: Path) -> None:
         assert most == DEAR.at_once
 
     serve(place, talk, slow)
+
+
+def test_several_who_ask_without_end_take_no_answer_from_another() -> None:
+    """When several users have used up what all may ask, another waits for a turn of each at most, and is answered."""
+
+    class Ticking(FakeClock):
+        """Shows more at each look."""
+
+        ticks = 0.0
+
+        def boottime(self) -> float:
+            self.ticks += 0.0001
+            return super().boottime() + self.ticks
+
+    share = Share(per_second=1e-9, burst=10.0, common_per_second=1000.0, common_burst=20.0, at_once=8)
+    users = 5
+
+    async def main() -> None:
+        order: list[int] = []
+
+        async def route(request: ControlRequest) -> Response:
+            order.append(request.uid)
+            return Response(200)
+
+        async def ask(uid: int) -> int:
+            return (await shared.call(route, ControlRequest(cast("Request", None), uid, uid, 1))).status
+
+        shared = Shared(share, Ticking(), int)
+        asked = [asyncio.create_task(ask(uid)) for uid in range(users) for _ in range(int(share.burst) + 1)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        before, polite = len(order), asyncio.create_task(ask(users))
+        assert await asyncio.wait_for(polite, 60) == 200
+        assert order.index(users) <= before + share.at_once + users
+        statuses = await asyncio.wait_for(asyncio.gather(*asked), 60)
+        assert (statuses.count(200), statuses.count(429)) == (users * int(share.burst), users)
+
+    asyncio.run(main())
 
 
 def test_what_is_no_route_is_told_without_a_share(place: Path) -> None:
