@@ -160,6 +160,35 @@ def test_gce_server_answers_a_waiter_when_the_value_changes() -> None:
     asyncio.run(main())
 
 
+def test_gce_server_writes_a_content_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who wait for a change of a large directory hold up nobody else; an edit without a word is seen all the same."""
+
+    async def main() -> None:
+        gce = GceMetadataServer(attributes={"large": "x" * 100_000})
+        written: list[str] = []
+        write = gce._write
+
+        def counting(rest: str, *args: Any, **kwargs: Any) -> tuple[bytes, str]:
+            written.append(rest)
+            return write(rest, *args, **kwargs)
+
+        monkeypatch.setattr(gce, "_write", counting)
+        async with gce, session(gce.url, **{"Metadata-Flavor": "Google"}) as http:
+            path = "/computeMetadata/v1/instance/?recursive=true"
+            waiting = [asyncio.create_task(http.get(f"{path}&wait_for_change=true")) for _ in range(10)]
+            async with asyncio.timeout(60):
+                while gce.waiting < len(waiting):  # noqa: ASYNC110 - the fake tells of the first alone
+                    await asyncio.sleep(0.01)
+            gce.set_attribute("other", "one")
+            answers = [await (await one).json() for one in waiting]
+            assert [one["attributes"]["other"] for one in answers] == ["one"] * len(waiting)
+            assert written == ["instance/"] * 2
+            gce.attributes["other"] = "two"
+            assert (await (await http.get(path)).json())["attributes"]["other"] == "two"
+
+    asyncio.run(main())
+
+
 def test_gce_server_requires_its_header_and_redirects_directories() -> None:
     """403 without ``Metadata-Flavor``, 403 when forwarded, 301 with the query kept, guest attributes only if enabled."""
 

@@ -16,6 +16,7 @@ As a process: ``python -m tests.fakes.gce_metadata --port 0``; edit it with ``PO
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import re
@@ -92,6 +93,7 @@ class GceMetadataServer(Served):
     guest_attributes: dict[str, str] = field(default_factory=dict)
     _tokens: dict[str, Token] = field(default_factory=dict, repr=False)
     _signer: Any = field(default=None, repr=False)
+    _rendered: dict[tuple[str, bool, str], tuple[Any, bytes, str]] = field(default_factory=dict, repr=False)
     _wake: set[asyncio.Event] = field(default_factory=set, repr=False)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -250,9 +252,18 @@ class GceMetadataServer(Served):
         node = self._node(rest)
         if node is None:
             return None
-        alt = query.get("alt", [""])[0]
+        # Once for each content: hundreds who wait for a change of a large one held up all else that was asked.
+        recursive, alt = query.get("recursive", ["false"])[0].lower() == "true", query.get("alt", [""])[0]
+        key = (rest, recursive, alt if alt in {"json", "text"} else "")
+        known = self._rendered.get(key)
+        if known is None or known[0] != node:
+            known = self._rendered[key] = (node, *self._write(rest, node, recursive=recursive, alt=alt))
+        return known[1:]
+
+    @staticmethod
+    def _write(rest: str, node: Any, *, recursive: bool, alt: str) -> tuple[bytes, str]:
         if isinstance(node, dict):
-            if query.get("recursive", ["false"])[0].lower() == "true":
+            if recursive:
                 raw = rest.rstrip("/").endswith(("/attributes", "/guest-attributes", "/service-accounts"))
                 tree = _camel(node, keep=raw)
                 if alt == "text":
@@ -420,6 +431,7 @@ class GceMetadataServer(Served):
         return web.Response(status=status, body=body, headers=headers)
 
 
+@functools.lru_cache(16)
 def _etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()[:16]
 
