@@ -16,6 +16,11 @@ MAY_STOP: Final = {
 }
 """What may be stopped while workers are served, and what is missing then."""
 MANY: Final = 2
+MASKED: Final = (
+    "is masked: systemd starts it for nobody, since a link stands in the place of its file; "
+    "take that away, then install the agent again"
+)
+"""Of units in ``/etc/systemd/system``, as ours are: without the link there is no unit yet."""
 
 
 def unit(one: Unit, units: Mapping[str, Unit]) -> Iterator[Finding]:
@@ -27,8 +32,7 @@ def unit(one: Unit, units: Mapping[str, Unit]) -> Iterator[Finding]:
     """
     again = one.sub == "auto-restart" or (one.restarts > MANY and one.active in {"activating", "deactivating"})
     if one.load == "masked":
-        command = f"systemctl unmask {one.name} && systemctl start {one.name}"
-        yield fail(CHECK, "it is masked: systemd starts it for nobody", command, about=one.name)
+        yield fail(CHECK, f"it {MASKED}", f"systemctl unmask {one.name}", about=one.name)
     elif one.active == "failed" or again:
         yield _failed(one, again=again)
     elif one.frozen:

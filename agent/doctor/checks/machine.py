@@ -30,7 +30,7 @@ def port(facts: Facts) -> Iterator[Finding]:
         return
     for one in found.listeners:
         if not one.taken:
-            yield fail(PORT, "nobody listens there", "systemctl restart credential-agent.socket", about=one.address)
+            yield fail(PORT, "nobody listens there", f"systemctl restart {one.unit}", about=one.address)
         elif one.ours is False:
             which = f", process {one.pid}" if one.pid else ""
             command = (

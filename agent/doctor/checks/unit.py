@@ -47,9 +47,7 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         yield from _next_boot(units)
         return
     if unit is not None and (unit.load == "masked" or unit.enabled == "masked"):
-        yield fail(
-            CHECK, f"{SERVICE} is masked: systemd starts it for nobody", f"systemctl unmask {SERVICE} && {START}"
-        )
+        yield fail(CHECK, f"{SERVICE} {beside.MASKED}", f"systemctl unmask {SERVICE}")
         return
     if unit is not None and unit.load == "not-found":
         said = f"{SERVICE} is not installed on this machine: install it again; until then it can run by hand"
@@ -141,8 +139,7 @@ def _in_the_way(units: Mapping[str, Unit]) -> str | None:
 def _socket(unit: Unit) -> Finding:
     """That one, as the cause."""
     if unit.load == "masked":
-        command = f"systemctl unmask {unit.name} && systemctl start {unit.name} {SERVICE}"
-        return fail(CHECK, f"{SERVICE} does not start: {unit.name} is masked", command)
+        return fail(CHECK, f"{SERVICE} does not start: {unit.name} {beside.MASKED}", f"systemctl unmask {unit.name}")
     command = f"systemctl status --no-pager {unit.name}"
     return fail(CHECK, f"{SERVICE} does not start: {unit.name} is failed ({unit.result})", command)
 
@@ -189,8 +186,10 @@ def _next_boot(units: Units | Unknown) -> Iterator[Finding]:
         return
     load = units.units[SERVICE].load if SERVICE in units.units else ""
     if load not in {"", "loaded", "not-found"}:
-        command = f"systemctl unmask {SERVICE}" if load == "masked" else f"systemd-analyze verify {SERVICE}"
-        yield warn(CHECK, f"it runs, and would not be started again: systemd has {SERVICE} as {load}", command)
+        said, command = f"systemd has it as {load}", f"systemd-analyze verify {SERVICE}"
+        if load == "masked":
+            said, command = f"it {beside.MASKED}", f"systemctl unmask {SERVICE}"
+        yield warn(CHECK, f"it runs, and would not be started again: {said}", command)
     states = {name: unit.enabled for name, unit in units.units.items()}
     if states.get(SERVICE) == "disabled" and states.get("credential-agent.target") != "enabled":
         yield warn(CHECK, f"{SERVICE} is disabled: the next boot does not start it", f"systemctl enable {SERVICE}")

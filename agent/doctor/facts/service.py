@@ -187,6 +187,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
         pid: of a process that has the socket; 0: not known. ``program``: its name.
         taken: whether anybody listens there.
         ours: whether it is systemd or the agent; ``None``: not known.
+        unit: the socket unit that listens there, or should.
     """
 
     address: str
@@ -194,6 +195,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     program: str = ""
     ours: bool | None = None
+    unit: str = "credential-agent.socket"
 
 
 class Listeners(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from agent import config
 from agent.core.errors import ConfigError, HostError
 from agent.core.installed import CONFIG_PATH, SERVER_USER, SERVICE_USER
@@ -26,22 +28,23 @@ def look_at_listeners(path: Path) -> Listeners:
     """Look for the addresses of the socket units, else of the configuration at ``path``, else the default ones."""
     settings = settings_of(path)
     found = []
-    for address in (list(_of_units()) if path == CONFIG_PATH else []) or settings.listen.http:
+    units = dict(_of_units()) if path == CONFIG_PATH else {}
+    for address in units or settings.listen.http:
         with contextlib.suppress(ConfigError):
             host, port = config.host_port(address)
-            found.append(_look(address, host, port))
+            found.append(replace(_look(address, host, port), unit=units.get(address, ports.SOCKETS[0])))
     return Listeners(listeners=tuple(found))
 
 
-def _of_units() -> Iterator[str]:
-    """Where systemd listens for us, whatever the configuration says; nothing where there are no such units."""
+def _of_units() -> Iterator[tuple[str, str]]:
+    """Where systemd listens for us, and by which unit, whatever the configuration says; nothing without such units."""
     for unit in ports.SOCKETS:
         with contextlib.suppress(HostError):
             # The second is not started on a machine without IPv6.
             if unit != ports.SOCKETS[0] and systemctl.show(unit, "ActiveState").get("ActiveState") == "inactive":
                 continue
             for host, port in ports.listening(unit)[0]:
-                yield socket_address(host, port)
+                yield socket_address(host, port), unit
 
 
 def _look(address: str, host: str, port: int) -> Listener:

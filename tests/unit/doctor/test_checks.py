@@ -39,6 +39,7 @@ from agent.doctor.facts import (
     Way,
 )
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
+from tests.test_typed import cannot
 from tests.unit.doctor.support import (
     KEY,
     PATH,
@@ -100,7 +101,7 @@ TIMELESS = {"clock": Clock(synchronised=False), "metadata": Metadata(platform="o
 RENEWED = {"cloud": "aws", "grant": "g", "type": "aws-assume-role", "last_failure": None}
 CASES = [
     # -- the daemon
-    Case("masked", with_(units=unit(load="masked"), control=silent()), "daemon", Level.FAIL, "masked", "systemctl unmask"),
+    Case("masked", with_(units=unit(load="masked"), control=silent()), "daemon", Level.FAIL, "install the agent again", "systemctl unmask"),
     Case("not installed", with_(units=unit(load="not-found"), control=Control(state="absent", path="/x", why="nobody")),
          "daemon", Level.FAIL, "not installed", "credential-agent run"),
     Case("bad unit", with_(units=unit(load="bad-setting"), control=silent()), "daemon", Level.FAIL, "bad-setting", "systemd-analyze"),
@@ -119,7 +120,7 @@ CASES = [
     Case("a drop-in that systemd refuses", with_(units=unit(active="active", sub="running", result="success", load="bad-setting", pid=42)),
          "daemon", Level.WARN, "would not be started again", "systemd-analyze verify credential-agent.service"),
     Case("masked while it runs", with_(units=unit(active="active", sub="running", result="success", load="masked", pid=42)),
-         "daemon", Level.WARN, "would not be started again", "systemctl unmask credential-agent.service"),
+         "daemon", Level.WARN, "would not be started again: it is masked", "systemctl unmask credential-agent.service"),
     Case("its control socket's name is gone", with_(units=unit(active="active", sub="running", result="success", pid=42),
                                                    control=Control(state="absent", path="/x", why="nobody listens")),
          "daemon", Level.FAIL, "does not answer", "systemctl restart credential-agent-control.socket credential-agent.service"),
@@ -160,7 +161,7 @@ CASES = [
     Case("another user by a drop-in", with_(units=unit(active="active", result="success", user="nobody", drop_ins=("/etc/x.conf",))),
          "daemon", Level.FAIL, "runs as nobody in place of credential-agent", "systemctl cat"),
     Case("a socket that it needs is masked", with_(units=without("credential-agent-control.socket", load="masked"), control=silent()),
-         "daemon", Level.FAIL, "credential-agent-control.socket is masked", "systemctl unmask credential-agent-control.socket && systemctl start"),
+         "daemon", Level.FAIL, "credential-agent-control.socket is masked", "systemctl unmask credential-agent-control.socket"),
     Case("nothing takes the log", with_(control=answered(log_dropped=7)), "daemon", Level.WARN, "7 lines of its log are lost", "systemd-journald"),
     Case("ended, and nothing to serve", with_(units=without("credential-agent-serve.service", active="active"), control=silent(),
                                             arrival=led(asked={"uid 1000": "timeout"})),
@@ -351,6 +352,8 @@ CASES = [
          "port", Level.FAIL, "nc, process 9", "-p 9"),
     Case("nobody listens", with_(listeners=Listeners(listeners=(Listener(address="127.0.0.1:16925", taken=False),))),
          "port", Level.FAIL, "nobody listens", "restart credential-agent.socket"),
+    Case("nobody listens on IPv6", with_(listeners=Listeners(listeners=(Listener(address="[::1]:16925", taken=False, unit="credential-agent-ipv6.socket"),))),
+         "port", Level.FAIL, "nobody listens", "restart credential-agent-ipv6.socket"),
     Case("full", with_(places=place(free_bytes=4096)), "disk", Level.FAIL, "full", "df -h"),
     Case("no inodes", with_(places=place(free_files=0)), "disk", Level.FAIL, "inodes", "df -i"),
     Case("read-only", with_(places=place(read_only=True, may_write=False)), "disk", Level.FAIL, "read-only", "findmnt"),
@@ -397,6 +400,8 @@ def test_every_next_command_can_be_typed(case: Case) -> None:
             assert not re.search(r"\.\.\.|<|\bUSER\b|\bFILE\b", command), command
             if words[0] == "credential-agent":
                 typed(words[1:])
+            if words[0] == "systemctl":
+                assert cannot(command) is None, command
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.check}: {case.name}")

@@ -224,14 +224,17 @@ def test_the_port_may_be_the_agents_or_the_servers(
 
 
 def test_the_addresses_are_those_of_the_units(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where systemd listens: containers' address and IPv6 too, whatever the configuration says."""
+    """Where systemd listens: containers' address and IPv6 too, whatever the configuration says; and which unit of it does."""
     config = world.write_config({"listen": {"http": ["127.0.0.1:1"]}})
     monkeypatch.setattr(listeners, "CONFIG_PATH", config)
     monkeypatch.setattr(systemctl, "show", lambda _unit, *_: {"ActiveState": "failed"})
     told = {ports.SOCKETS[0]: [("127.0.0.1", 2)], ports.SOCKETS[1]: [("::1", 2)]}
     monkeypatch.setattr(ports, "listening", lambda unit: (told[unit], True))
     found = listeners.look_at_listeners(config).listeners
-    assert [one.address for one in found] == ["127.0.0.1:2", "[::1]:2"]
+    assert [(one.address, one.unit) for one in found] == [
+        ("127.0.0.1:2", ports.SOCKETS[0]),
+        ("[::1]:2", ports.SOCKETS[1]),
+    ]
 
 
 def test_the_state_of_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
