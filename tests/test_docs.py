@@ -468,7 +468,7 @@ def test_files_and_targets_that_pages_name_exist() -> None:
             for target in re.findall(r"(?:`|\$ |# )make ([a-z]+)\b", text)
             if not re.search(rf"^{target}:", makefile, re.MULTILINE)
         ]
-        for module in re.findall(r"python -m (tests[a-z_.]*)", text):
+        for module in re.findall(r"python -m ((?:tests|agent)[a-z_.]*)", text):
             place = ROOT / module.replace(".", "/")
             if not place.with_suffix(".py").exists() and not (place / "__main__.py").exists():
                 wrong.append(f"{path.relative_to(ROOT)}: python -m {module}")
