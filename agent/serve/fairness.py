@@ -278,36 +278,51 @@ class Pace:
 
 
 class Places:
-    """``limit`` places, held for long: when none is left, the owner with most gives its oldest to one with fewer."""
+    """``limit`` places, held for long: when too few are left, whoever has most gives the oldest to one with fewer."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._taken: dict[asyncio.Timeout, Hashable] = {}  # oldest first
+        self._taken: dict[asyncio.Timeout, tuple[Hashable, int]] = {}  # oldest first
 
-    def take(self, owner: Hashable, timeout: asyncio.Timeout) -> bool:
-        """Take a place.
+    def take(self, owner: Hashable, timeout: asyncio.Timeout, places: int = 1) -> bool:
+        """Take places.
 
         Args:
             owner: whose.
-            timeout: of whoever waits; it is made to end now when its place is taken away.
+            timeout: of whoever waits; it is made to end now when its places are taken away.
+            places: how many; more than there are count as all.
 
         Returns:
             ``False`` when nobody has more than ``owner``.
         """
-        if len(self._taken) >= self._limit:
-            counts: dict[Hashable, int] = {}
-            for other in self._taken.values():
-                counts[other] = counts.get(other, 0) + 1
-            most = max(counts, key=lambda other: counts[other])
-            if counts[most] <= counts.get(owner, 0) + 1 and most != owner:
-                return False
-            victim = next(held for held, other in self._taken.items() if other == most)
+        places = min(places, self._limit)
+        going = self._going(owner, places)
+        if going is None:
+            return False
+        for victim in going:
             del self._taken[victim]
             if not victim.expired():
                 victim.reschedule(asyncio.get_running_loop().time())
-        self._taken[timeout] = owner
+        self._taken[timeout] = owner, places
         return True
 
+    def _going(self, owner: Hashable, places: int) -> list[asyncio.Timeout] | None:
+        """Who makes room for so many; ``None``: nobody need."""
+        totals: dict[Hashable, int] = {}
+        for other, held in self._taken.values():
+            totals[other] = totals.get(other, 0) + held
+        free, going = self._limit - sum(totals.values()), list[asyncio.Timeout]()
+        while free < places:
+            most = max(totals, key=lambda other: totals[other])
+            if totals[most] <= totals.get(owner, 0) + places and most != owner:
+                return None
+            victim = next(one for one, (other, _) in self._taken.items() if other == most and one not in going)
+            held = self._taken[victim][1]
+            totals[most] -= held
+            free += held
+            going.append(victim)
+        return going
+
     def leave(self, timeout: asyncio.Timeout) -> None:
-        """Give the place back, if it was not taken away."""
+        """Give the places back, if they were not taken away."""
         self._taken.pop(timeout, None)

@@ -67,9 +67,9 @@ class Directories:
         ends = asyncio.get_running_loop().time() + query.timeout_seconds
         alt = "json" if query.recursive and (self._hiding.lists(below) or query.alt == "text") else query.alt
         known = query.last_etag
-        ask = msgspec.structs.replace(query, wait_for_change=False)
+        ask, had_bytes = msgspec.structs.replace(query, wait_for_change=False), 0
         while True:
-            answer = await self._fetch(request, ask, alt=alt)
+            answer = await self._fetch(request, ask, alt=alt, had_bytes=had_bytes)
             if answer is None or answer.status != 200:
                 return answer
             shown = await self._rendered(answer, below, query)
@@ -79,14 +79,18 @@ class Directories:
             known = shown.header("ETag") if known is None else known
             if shown.header("ETag") != known or tag is None or left < 1:
                 return shown
-            ask = msgspec.structs.replace(query, last_etag=tag, timeout_seconds=left)
+            ask, had_bytes = msgspec.structs.replace(query, last_etag=tag, timeout_seconds=left), len(answer.body)
+            del answer, shown  # hundreds may wait, each with a megabyte
 
-    async def _fetch(self, request: Request, query: gce.Query, *, alt: str | None) -> Response | None:
+    async def _fetch(
+        self, request: Request, query: gce.Query, *, alt: str | None, had_bytes: int = 0
+    ) -> Response | None:
         # With or without the final slash: we do not rely on it that the real server redirects.
         return await self._proxy.fetch(
             "GET",
             target(request.segments, slash=request.slash, query=_canonical(request.query, query, alt=alt)),
             hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
+            had_bytes=had_bytes,
             made=folded(request.segments[2:4]) == _ACCOUNTS and folded(request.segments[5:6]) in _MADE,
             asker=request.asker,
         )

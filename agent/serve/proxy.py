@@ -42,6 +42,9 @@ MADE_AT_ONCE_BY_ONE: Final = 50
 """The same for what the real service makes or writes, not looks up. An identity token costs it a signature: one
 worker's requests kept it from renewing the machine's own token, for everybody."""
 MAX_BODY_BYTES: Final = 1 << 20
+PLACE_BYTES: Final = 1 << 18
+"""A long poll has one place for each of these that its answer had before. Of those that wait for one change all answers
+come at once; without this they could be a quarter of a gigabyte here, and again in the controller."""
 FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
 _CACHE_ENTRIES: Final = 256
@@ -191,6 +194,7 @@ class Proxy:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         hang_seconds: float = 0.0,
+        had_bytes: int = 0,
         made: bool = False,
         asker: Asker | None = None,
     ) -> Response | None:
@@ -204,6 +208,7 @@ class Proxy:
             headers: those of the client's that matter.
             body: the client's.
             hang_seconds: how long the service itself was asked to wait (``timeout_sec``).
+            had_bytes: how long the answer was that is known, where the service waits for another.
             made: whether the service makes or writes something for it.
             asker: who asks.
         """
@@ -211,8 +216,16 @@ class Proxy:
         now = time.monotonic()
         if asker is not None and (made or hang_seconds or self._crowded or self._asked.is_scarce(now)):
             owner = await asker.owner()
+        places = 1 + had_bytes // PLACE_BYTES if hang_seconds else 0
         answer = await self._shared(
-            method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
+            method,
+            path_qs,
+            headers=headers,
+            body=body,
+            hang_seconds=hang_seconds,
+            places=places,
+            made=made,
+            owner=owner,
         )
         if answer is None or len(answer.body) <= LARGE_BYTES:
             return answer
@@ -238,12 +251,20 @@ class Proxy:
         headers: Mapping[str, str] | None,
         body: bytes | None,
         hang_seconds: float,
+        places: int,
         made: bool,
         owner: Hashable,
     ) -> Response | None:
         if method != "GET" or hang_seconds:
             return await self._fetch(
-                method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
+                method,
+                path_qs,
+                headers=headers,
+                body=body,
+                hang_seconds=hang_seconds,
+                places=places,
+                made=made,
+                owner=owner,
             )
         # One flight for each owner when it matters who asks: nobody stands in another's queue.
         key = (owner, path_qs)
@@ -252,7 +273,7 @@ class Proxy:
         if flight is None:
             flight = asyncio.get_running_loop().create_task(
                 self._fetch(
-                    method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
+                    method, path_qs, headers=headers, body=body, hang_seconds=0.0, places=0, made=made, owner=owner
                 )
             )
             self._flights[key] = flight
@@ -267,6 +288,7 @@ class Proxy:
         headers: Mapping[str, str] | None,
         body: bytes | None,
         hang_seconds: float,
+        places: int,
         made: bool,
         owner: Hashable,
     ) -> Response | None:
@@ -281,7 +303,7 @@ class Proxy:
                 await self._asking.wait(owner)
                 if hang_seconds:
                     # Long polls do not count: 32 of them would close the way for everybody else.
-                    if not self._polls.take(owner, timeout):
+                    if not self._polls.take(owner, timeout, places):
                         return None
                     try:
                         answer = await self._ask(method, path_qs, headers, body, seconds)

@@ -61,6 +61,30 @@ def test_long_polls_leave_room_for_all_else() -> None:
     asyncio.run(scenario())
 
 
+def test_long_polls_weigh_what_their_answers_do() -> None:
+    """Of those whose answers are large fewer wait, since all may come at once; a small one of another's still has a place."""
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.gate = asyncio.Event()
+        asked = Proxy(real, seconds=60, connections=32)
+
+        def poll(number: int, who: Asker, had_bytes: int) -> asyncio.Task[object]:
+            path = f"/poll?{number}"
+            return asyncio.create_task(asked.fetch("GET", path, hang_seconds=60, had_bytes=had_bytes, asker=who))
+
+        polls = [poll(number, GREEDY, proxy.MAX_BODY_BYTES) for number in range(50)]
+        await settled()
+        assert 1 <= real.under_way <= 16 * proxy.PLACE_BYTES / proxy.MAX_BODY_BYTES
+        other = poll(50, POLITE, 100)
+        await settled()
+        assert (real.asked[-1].path_qs, other.done()) == ("/poll?50", False)
+        real.gate.set()
+        await asyncio.gather(*polls, other)
+
+    asyncio.run(scenario())
+
+
 def test_the_service_is_asked_only_so_often() -> None:
     """Whoever asks without end is refused, before the address drops what the machine itself asks; another is heard."""
 

@@ -298,6 +298,37 @@ def test_places_are_taken_from_who_has_most() -> None:
     asyncio.run(scenario())
 
 
+def test_who_takes_several_places_takes_them_from_who_has_most() -> None:
+    """What weighs more takes more places, all or none; what weighs more than all of them fits when there is nothing else."""
+
+    async def scenario() -> None:
+        places = Places(8)
+        held = {name: asyncio.timeout(60) for name in ("old", "new", "polite", "third", "fourth", "whole")}
+        async with held["old"], held["new"], held["polite"], held["third"], held["fourth"], held["whole"]:
+
+            def ended() -> set[str]:
+                now = asyncio.get_running_loop().time()
+                return {name for name, one in held.items() if (one.when() or 0) <= now}
+
+            assert places.take("greedy", held["old"], 3)
+            assert places.take("greedy", held["new"], 3)
+            assert places.take("polite", held["polite"])
+            assert places.take("third", held["third"], 3)
+            assert ended() == {"old"}
+            held["old"].reschedule(None)
+            assert not places.take("fourth", held["fourth"], 4)
+            assert ended() == {"old"}
+            assert places.take("greedy", held["whole"], 2)
+            assert ended() == {"old", "new"}
+            held["new"].reschedule(None)
+            for name in ("polite", "third", "whole"):
+                places.leave(held[name])
+            assert places.take("fourth", held["fourth"], 100)
+            assert not places.take("polite", held["polite"], 9)
+
+    asyncio.run(scenario())
+
+
 def test_a_table_for_each_who_asks_after_the_last() -> None:
     """Whoever asks while a table is being read gets one begun later, and nobody spins on one that has ended."""
 

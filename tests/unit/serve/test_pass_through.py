@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -472,6 +474,34 @@ class TestGce:
         timeout = real.asked[0].timeout_seconds
         assert timeout is not None
         assert timeout > 30
+
+    def test_who_waits_keeps_no_answer(self) -> None:
+        """While many wait for a change of a large directory, nothing is kept of what each of them saw before."""
+
+        class Large(Scripted):
+            async def request(self, method: str, path_qs: str, *args: Any, **kwargs: Any) -> Answer:
+                await super().request(method, path_qs, *args, **kwargs)
+                if "wait_for_change" in path_qs:
+                    await gate.wait()
+                tree = json.dumps({"zone": "z" * size}).encode()
+                return answer(tree, **FLAVORED | {"Content_Type": "application/json"})
+
+        size, polls = 900_000, 20
+        real = Large()
+        target = "/computeMetadata/v1/instance/?recursive=true&wait_for_change=true"
+        request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nMetadata-Flavor: Google\r\n\r\n".encode()
+        with machine(gcp_bundle(), gce=real, gce_upstream_seconds=60.0) as server, ExitStack() as sockets:
+            gate = server.run(asyncio.Event)
+            tracemalloc.start()
+            sockets.callback(tracemalloc.stop)
+            for number in range(polls):
+                sock = sockets.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                sock.sendall(request)
+                # One after the other: who looks at the same time sees one answer.
+                until(lambda: len(real.asked) == 2 * (number + 1), what="it waits")  # noqa: B023 - called at once
+            kept, _ = tracemalloc.get_traced_memory()
+            assert kept < polls * size / 2
+            server.run(gate.set)
 
     def test_redirect_leads_back_to_us(self) -> None:
         """A redirect of the real server names its own address; ours names the one that was asked."""
