@@ -99,7 +99,9 @@ class Directories:
         """The visible part; a large answer is rendered once, however many ask, and as text in slices."""
         if len(answer.body) <= LARGE_BYTES:
             return self._shown(answer, below, query)
-        key = (below, query.recursive, query.alt, self._watch.served.version)
+        # Time alone ends what is served, too.
+        managed, accounts = decided(self._watch.look(Cloud.GCP)), self._accounts.directory()
+        key = (below, query.recursive, query.alt, self._watch.served.version, managed, accounts)
         last = self._last_large
         if last is not None and last[0] == key and last[1] == answer.body:
             return last[2]

@@ -17,7 +17,7 @@ import pytest
 
 from agent.core.model import Cloud
 from agent.core.view import Absent, Ended, Facts, Origin, Pending
-from agent.serve.proxy import MADE_AT_ONCE_BY_ONE, relisted
+from agent.serve.proxy import LARGE_BYTES, MADE_AT_ONCE_BY_ONE, relisted
 from agent.snapshot import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import Response
@@ -474,6 +474,18 @@ class TestGce:
         timeout = real.asked[0].timeout_seconds
         assert timeout is not None
         assert timeout > 30
+
+    def test_a_large_directory_is_shown_anew_when_time_changes_it(self) -> None:
+        """What was made of a large answer is kept for whoever asks next, and not beyond the end of what is served."""
+        tree = json.dumps({"zone": "z" * (LARGE_BYTES + 1)})
+        real = Scripted()
+        real.always = answer(tree, **FLAVORED | {"Content_Type": "application/json"})
+        clock, target = FakeClock(), "/computeMetadata/v1/instance/?recursive=true"
+        with running_endpoint(gcp_bundle(), clock=clock, gce=lambda: real) as server:
+            for _ in range(2):
+                assert "default" in json.loads(get(server, target)[2])["serviceAccounts"]
+            asyncio.run_coroutine_threadsafe(clock.advance(86400.0), server.loop).result(10)
+            assert json.loads(get(server, target)[2])["serviceAccounts"] == {}
 
     def test_who_waits_keeps_no_answer(self) -> None:
         """While many wait for a change of a large directory, nothing is kept of what each of them saw before."""
