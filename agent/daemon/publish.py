@@ -108,6 +108,9 @@ class Publisher:
         gid: the group of the files.
         expects_bundle: whether this worker has a key, so that a bundle may come.
 
+    Attributes:
+        token_unread: whether the token file may hold another token than ours, which programs have: it stays as it is.
+
     Resources: one task while there is something to write.
     """
 
@@ -132,6 +135,7 @@ class Publisher:
         self.address = address
         self._container_uri = container_uri
         self.token = token
+        self.token_unread = False
         self._path_id = path_id
         self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # content, mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
@@ -301,6 +305,9 @@ class Publisher:
         mode, gid = int(self.settings.mode, 8), self.gid
         trouble: HostError | None = None
         for path, data in contents.items():
+            if self.token_unread and path == Path(self.settings.token_file):
+                trouble = HostError(f"{path}: cannot be read, and is not written over")
+                continue
             try:
                 await _aside(self._bring, path, (data, mode, gid))
             except HostError as error:

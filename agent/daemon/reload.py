@@ -220,7 +220,7 @@ class Reloader:
         before = self._prepared.files.seen
         told: object = None
         while True:
-            if before == self._prepared.files.seen and not self._silent.keys:
+            if before == self._prepared.files.seen and not self._silent.keys and not self._token.unread:
                 differs = otherwise(lambda: self._prepared.files, self._token.path, self._token.seen)
                 await self._quiet.pause(differs, (*before, self._token.path))
             else:

@@ -35,10 +35,17 @@ class ContainerTokens:
 
     Attributes:
         good: the present one first, and the one before.
+        unread: whether the file may hold another one, which the system did not let us read.
     """
 
     def __init__(self, path: Path | None, handed: Sequence[Secret] = ()) -> None:
-        written = written_token(path) if path is not None else None
+        written: Secret | None = None
+        self.unread = True
+        for _ in range(2):  # a disk that errs for once
+            with contextlib.suppress(OSError):
+                if path is not None:
+                    written, self.unread = written_token(path), False
+                break
         known = [token for token in handed if _TOKEN.match(token.reveal())]
         if written is not None:
             known = [written, *(token for token in known if token != written)]
@@ -84,6 +91,12 @@ class Rotation:
         self._changed = changed
         self._log = structlog.get_logger()
         self.seen: tuple[Look | None, ...] = ()
+        publisher.token_unread = tokens.unread
+
+    @property
+    def unread(self) -> bool:
+        """Whether what is in the file is not known: it is not written over, and is read again at the next look."""
+        return self._publisher.token_unread
 
     @property
     def path(self) -> Path:
@@ -92,10 +105,10 @@ class Rotation:
 
     async def look(self) -> None:
         """Look at the file."""
-        path, written = self.path, None
+        path, written, before = self.path, None, self.unread
         self.seen = ()
         with contextlib.suppress(StalledError):
-            look, written = await self._patience.ask(path, partial(_looked, path))
+            look, written, self._publisher.token_unread = await self._patience.ask(path, partial(_looked, path))
             self.seen = (look,)
         # The one before may be there because ours is not written yet. Where it is, somebody has put the other one back.
         if self._tokens.rotate(written, back=self._publisher.token_written):
@@ -103,20 +116,37 @@ class Rotation:
             self._publisher.changed()
             self._changed()
             self._log.info("token.rotated")
+        elif before and not self.unread:
+            self._publisher.changed()
 
 
-def _looked(path: Path) -> tuple[Look | None, Secret | None]:
-    """How it looks, and then what is in it: what is put there in between looks otherwise at the next look."""
-    return look_at(path), written_token(path)
+def _looked(path: Path) -> tuple[Look | None, Secret | None, bool]:
+    """How it looks, and then what is in it: what is put there in between looks otherwise at the next look.
+
+    And whether the system refused to read it.
+    """
+    look = look_at(path)
+    try:
+        return look, written_token(path), False
+    except OSError:
+        return look, None, True
 
 
 def written_token(path: Path) -> Secret | None:
-    """The bearer token in ``path``, which an earlier process or an operator has put there."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    """The bearer token in ``path``, which an earlier process or an operator has put there.
+
+    Raises:
+        OSError: the system refuses to read it just then, which says nothing of what is there.
+    """
+    try:
         text = read_plain(path, 4096).decode().strip()
-        if _TOKEN.match(text):
-            return Secret(text)
-    return None
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        if passes(error):
+            raise
+        return None
+    return Secret(text) if _TOKEN.match(text) else None
 
 
 def session_token_key(directory: Path, handed: Secret | None) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,11 +18,14 @@ import structlog
 from agent import bundle
 from agent.core.errors import ConfigError
 from agent.core.model import Cloud, SealedBundle
+from agent.core.secret import Secret
 from agent.core.verdict import Memory
+from agent.daemon import tokens
 from agent.daemon.configured import Configured
 from agent.daemon.files import LOOK_SECONDS, otherwise
 from agent.daemon.tokens import Rotation
 from agent.host import quiet
+from agent.host.files import read_plain
 from agent.host.patience import Patience
 from agent.host.state import StateDirectory
 from agent.host.threads import Threads
@@ -185,6 +190,70 @@ class TestTheTokenOfTheContainerEndpoint:
                 assert worker.token.read_text() == OTHER
 
         asyncio.run(scenario())
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+    @pytest.mark.parametrize("when", ["start", "reload"])
+    @pytest.mark.parametrize("there", [True, False])
+    def test_one_that_the_system_refuses_to_read_is_not_written_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool, when: str, number: int
+    ) -> None:
+        """It is taken at the next look, though the file has not changed; where there is none, ours is written then."""
+        refuses = when == "start"
+
+        def failing(path: Path, most: int) -> bytes:
+            if refuses:
+                raise OSError(number, os.strerror(number))
+            return read_plain(path, most)
+
+        monkeypatch.setattr(tokens, "read_plain", failing)
+
+        async def scenario() -> None:
+            nonlocal refuses
+            clock = FakeClock()
+            worker = Worker(tmp_path, looks=clock)
+            async with ended(worker):
+                if when == "reload":
+                    worker.publisher.changed()
+                    await worker.publisher.settled(30)
+                    worker.token.unlink()
+                    refuses = True
+                if there:
+                    worker.token.write_text(OTHER)
+                ours = worker.prepared.tokens.present.reveal()
+                await worker.reloader.apply()
+                await come_true(lambda: worker.publisher.trouble is not None)
+                assert (worker.root / "run" / "env").exists()
+                assert not there or worker.token.read_text() == OTHER
+                following = asyncio.create_task(worker.reloader.follow_files())
+                refuses = False
+                async with asyncio.timeout(60):
+                    while worker.publisher.trouble is not None:
+                        await clock.advance(LOOK_SECONDS)
+                        await asyncio.sleep(0.005)
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+                assert worker.prepared.tokens.present.reveal() == worker.token.read_text() == (OTHER if there else ours)
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize("handed", [(), (Secret(OTHER),)])
+    def test_one_that_is_refused_once_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed: tuple[Secret, ...]
+    ) -> None:
+        """What a start reads is what programs have."""
+        (tmp_path / "token").write_text(THIRD)
+        answers = iter((OSError(errno.EIO, "refused"), THIRD.encode()))
+
+        def once(_path: Path, _most: int) -> bytes:
+            answer = next(answers)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(tokens, "read_plain", once)
+        found = tokens.ContainerTokens(tmp_path / "token", handed)
+        assert found.good == (Secret(THIRD), *handed)
+        assert not found.unread
 
     def test_one_that_is_put_there_just_after_a_look_is_seen_by_the_next(self, tmp_path: Path) -> None:
         """What is written between the reading of the file and the first look of a pause ends that pause at once."""
