@@ -39,9 +39,13 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def of_prose() -> Iterator[tuple[str, str]]:
-    """What stands in backticks in the prose of a page."""
+    """What stands in backticks in the prose of a page; a command with its option stands there without the program, too."""
     for where, text in pages():
-        yield from ((where, " ".join(span.split())) for span in re.findall(r"`([^`]+)`", FENCED.sub("", text)))
+        for span in re.findall(r"`([^`]+)`", FENCED.sub("", text)):
+            words = span.split()
+            if len(words) > 1 and words[0] in COMMANDS:
+                words.insert(0, "credential-agent")
+            yield where, " ".join(words)
 
 
 def of_consoles() -> Iterator[tuple[str, str]]:
@@ -51,19 +55,20 @@ def of_consoles() -> Iterator[tuple[str, str]]:
     )
 
 
-def of_the_program() -> Iterator[tuple[str, str]]:
+@functools.cache
+def of_the_program() -> tuple[tuple[str, str], ...]:
     """Every text in the program, its hints and the words of its commands among them; what it fills in is a word."""
+    found = []
     for path in sorted((ROOT / "agent").rglob("*.py")):
-        tree, where = ast.parse(path.read_text()), str(path.relative_to(ROOT))
-        pieces = {id(one) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for one in node.values}
-        for node in ast.walk(tree):
+        nodes, where = list(ast.walk(ast.parse(path.read_text()))), str(path.relative_to(ROOT))
+        pieces = {id(one) for node in nodes if isinstance(node, ast.JoinedStr) for one in node.values}
+        for node in nodes:
             if isinstance(node, ast.JoinedStr):
-                yield (
-                    where,
-                    "".join(str(one.value) if isinstance(one, ast.Constant) else FILLED_IN for one in node.values),
-                )
+                words = (str(one.value) if isinstance(one, ast.Constant) else FILLED_IN for one in node.values)
+                found.append((where, "".join(words)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces:
-                yield where, node.value
+                found.append((where, node.value))
+    return tuple(found)
 
 
 @functools.cache
@@ -119,6 +124,11 @@ def test_every_command_that_somebody_is_told_to_type_is_parsed() -> None:
     wrong = [(one, why) for one in told if (why := refused(one.words, whole=one.whole)) is not None]
     assert wrong == []
     assert [one for one in typed("python -m agent") if one.words.split()[3] not in COMMANDS] == []
+
+
+def test_no_hint_leaves_something_to_fill_in() -> None:
+    """A text of the program that is a command is a whole one."""
+    assert [one for one in of_the_program() if re.match(r"(credential-agent|systemctl) [^\n]*\.\.\.", one[1])] == []
 
 
 @pytest.mark.parametrize(

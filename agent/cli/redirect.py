@@ -293,7 +293,8 @@ class _Holder:
         try:
             os.kill(self.pid, heard.SIGNALS[heard.APPLY if former and command == heard.RELOAD else command])
         except PermissionError:
-            raise HostError("this needs root", hint=as_root("credential-agent redirect ...")) from None
+            name = heard.CLOSE if command == heard.CLOSE else heard.APPLY
+            raise HostError("this needs root", hint=as_root(f"credential-agent redirect {name}")) from None
         except ProcessLookupError:
             raise HostError(f"process {self.pid}, which held the rules, has ended", hint="try again") from None
         end = asked + planning.PLAN_SECONDS + 5

@@ -175,7 +175,9 @@ def _without_systemd(facts: Facts, control: Control | Unknown) -> Iterator[Findi
     elif control.state == "denied":
         yield skipped(CHECK, control.why, next=facts.more)
     elif control.state == "silent":
-        yield fail(CHECK, f"{control.path}: no answer within {facts.seconds:g} s: the agent hangs", run)
+        # Another one could not begin beside it: it has the addresses and the state directory.
+        said = f"{control.path}: no answer within {facts.seconds:g} s: the agent hangs"
+        yield fail(CHECK, f"{said}; end it, and start it again with what started it", "ps -eo pid,ppid,user,args")
     else:
         yield fail(CHECK, f"it does not run: {control.why}", run)
 

@@ -224,6 +224,23 @@ class Holder:
         return int(done.return_value or 0), done.output
 
 
+def not_ours(_pid: int, _number: int) -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize("command", ["apply", "close"])
+def test_who_is_not_root_is_told_the_whole_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The hint is the command that was typed, as root: nothing in it is left to fill in."""
+    holder = Holder(monkeypatch, tmp_path, {"done": {}})
+    monkeypatch.setattr(os, "kill", not_ours)
+    arguments = [command, "--config", str(holder.closed.with_name("config.toml"))]
+    done = CliRunner(env={"MAINPID": None}).invoke(redirect, arguments, standalone_mode=False)
+    assert isinstance(done.exception, HostError)
+    assert f"credential-agent redirect {command}" in (done.exception.hint or "")
+
+
 LATER = dict.fromkeys(heard.SIGNALS, 1000.0)
 BEFORE = dict.fromkeys(heard.SIGNALS, 99.0)
 REFUSED = "the kernel does not take the rules: nft: no"

@@ -177,6 +177,7 @@ CASES = [
          "daemon", Level.FAIL, "masked", "systemctl unmask credential-agent-redirect.service"),
     Case("no systemd", with_(units=Unknown(why="x"), control=Control(state="absent", path="/x", why="nobody listens")),
          "daemon", Level.FAIL, "nobody listens", "credential-agent run"),
+    Case("no systemd, and it hangs", with_(units=Unknown(why="x"), control=silent()), "daemon", Level.FAIL, "hangs; end it", "ps -eo"),
     # -- permissions
     Case("a closed directory", with_(access=Access(ways=(way(state="closed", blocked="/run/credential-agent"), way(path="/x", state="closed", blocked="/run/credential-agent")))),
          "access", Level.FAIL, "may not enter it, and so not use /run/credential-agent/env, /x", "chmod o+x /run/credential-agent"),
