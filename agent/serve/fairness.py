@@ -270,10 +270,15 @@ class Pace:
         self._clock = clock
         self._turns = Turnstile(1)
 
-    async def wait(self, owner: Hashable) -> None:
-        """Take a token, at once or when there is one and it is the owner's turn."""
+    async def wait(self, owner: Hashable, needless: Callable[[], bool] = lambda: False) -> None:
+        """Take a token, at once or when there is one and it is the owner's turn.
+
+        Args:
+            owner: whose turn it is to be.
+            needless: whether none is needed any more.
+        """
         async with self._turns.turn(owner):
-            while seconds := self._take(self._clock()):  # noqa: ASYNC110 - a bucket tells nobody
+            while not needless() and (seconds := self._take(self._clock())):  # noqa: ASYNC110 - a bucket tells nobody
                 await asyncio.sleep(seconds)
 
 

@@ -81,12 +81,14 @@ class _Flight(Generic[T]):
         result: of it.
         turns: what waits for a turn, by owner; once it has begun, what mints.
         begun: what mints.
+        paid: whether one of them has had a token of the common bucket.
     """
 
     def __init__(self) -> None:
         self.result: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
         self.turns: dict[Hashable, asyncio.Task[T | None]] = {}
         self.begun: asyncio.Task[T | None] | None = None
+        self.paid = False
 
     def begin(self, owner: Hashable) -> None:
         """It is the owner's turn, and the others' are not waited for."""
@@ -159,8 +161,10 @@ class Mints(Generic[T]):
         async with AsyncExitStack() as inside:
             try:
                 async with asyncio.timeout(TURN_SECONDS):
+                    # Before the gate: who waits here keeps nobody from a place there, and is not in two queues.
+                    await self._shares.pace.wait(owner, lambda: flight.paid)
+                    flight.paid = True
                     await inside.enter_async_context(self._shares.gate.turn(owner))
-                    await self._shares.pace.wait(owner)
             except TimeoutError:
                 raise TooOften(1.0) from None
             flight.begin(owner)

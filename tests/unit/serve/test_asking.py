@@ -240,13 +240,42 @@ def test_several_who_mint_without_end_take_no_turn_from_another(monkeypatch: pyt
         await settled()
         before = len(begun)
         polite = mint("polite", "polite")
-        # Another who wants what waits: it is one mint, and takes one token.
+        # Another who wants what waits: it is one mint.
         also = mint(f"{owners - 1}/{each - 1}", "another")
         found = await asyncio.wait_for(asyncio.gather(polite, also, *hostile), 60)
         assert len(begun) <= burst + rate * (time.monotonic() - began) + 1
         assert all(found)
         assert len(begun) == owners * each + 1
-        assert begun.index("polite") <= before + mints.AT_ONCE + 2 * owners
+        # As for what is asked.
+        assert begun.index("polite") <= before + 2 * owners
+
+    asyncio.run(scenario())
+
+
+def test_a_mint_takes_one_token_however_many_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who wait for one mint in several queues take nothing from what all may have minted but what it costs."""
+    monkeypatch.setattr(mints, "BURST", mints.AT_ONCE + 2)
+
+    async def scenario() -> None:
+        begun: list[str] = []
+        go = asyncio.Event()
+
+        async def demand(audience: str) -> IdToken:
+            begun.append(audience)
+            await go.wait()
+            return IdToken(Secret("a.b.c"), audience, START, START)
+
+        minted = Mints(demand, clock=lambda: 0.0)
+        tasks = [asyncio.create_task(minted.mint(f"g{n}", GREEDY, name="")) for n in range(mints.AT_ONCE)]
+        await settled()
+        tasks += [asyncio.create_task(minted.mint("same", Asker(f"owner {n}"), name="")) for n in range(5)]
+        await settled()
+        tasks.append(asyncio.create_task(minted.mint("last", POLITE, name="")))
+        await settled()
+        go.set()
+        await settled()
+        assert sorted(begun[mints.AT_ONCE :]) == ["last", "same"]
+        assert all(await asyncio.gather(*tasks))
 
     asyncio.run(scenario())
 
