@@ -77,7 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
     """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
-        return plan_of(configuration.load_redirect(path), user, planning.known_users(), lasting.read())
+        return plan_of(configuration.load_redirect(path), user, planning.known_users(), lasting.read)
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
         return msgspec.structs.replace(_after_mistake(path, user), error=f"{error.message}{hint}")
@@ -86,23 +86,31 @@ def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
 def _after_mistake(path: Path, user: str) -> Plan:
     """Whoever is named is refused too: a mistake must not make a worker the machine.
 
-    Where the section was understood earlier in this boot, whom it led is led; else nobody is.
+    Where the section was understood earlier in this boot, whom it led is led; else nobody is, nor where the system
+    refuses to say who was a worker: it may be anybody.
     """
-    known = planning.known_users()
+    try:
+        known, last = planning.known_users(), planning.last_section()
+    except HostError:
+        known, last = {}, None
     named = _possible(configuration.named_workers(path), known, _Directory())
     usual = configuration.Redirect()
     try:
-        section, port = msgspec.convert(planning.last_section(), tuple[configuration.Redirect, int])
+        section, port = msgspec.convert(last, tuple[configuration.Redirect, int])
         meant = configuration.Meant(
             # The defaults come first. Once more behind them they were written out, and are meant.
             uids=named.uids[len(usual.uids) :],
             users=named.users,
             units=named.units[len(usual.units) :],
         )
-        return plan_of(configuration.RedirectRead(section, port, (), meant), user, known, lasting.read())
+        return plan_of(configuration.RedirectRead(section, port, (), meant), user, known, lasting.read)
     except (msgspec.ValidationError, HostError):
         port = configuration.host_port(configuration.Listen().http[0])[1]
-        named = msgspec.structs.replace(named, uids=(*named.uids, *nft_text.elements(lasting.read())))
+        try:
+            before: Sequence[lasting.Range] = lasting.read()
+        except HostError:
+            before = lasting.UNCLEAR
+        named = msgspec.structs.replace(named, uids=(*named.uids, *nft_text.elements(before)))
         closed = plan_of(configuration.RedirectRead(named, port), user, known)
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), section=None)
 
@@ -111,7 +119,7 @@ def plan_of(
     read: configuration.RedirectRead,
     user: str,
     known: Mapping[str, int] | None = None,
-    before: Sequence[tuple[int, int]] = (),
+    before: Callable[[], Sequence[lasting.Range]] = tuple,
 ) -> Plan:
     """Look everything up that the section names.
 
@@ -120,11 +128,11 @@ def plan_of(
         user: the agent's own.
         known: the numbers that names had when they were last found. A directory that does not answer, a name that is
             changed or removed, must not make a worker the machine: its processes still run.
-        before: system users who were workers in an earlier boot. While a name is not found they are refused: it may be
-            one of theirs.
+        before: tells the system users who were workers in an earlier boot. While a name is not found they are refused:
+            it may be one of theirs.
 
     Raises:
-        HostError: a name or a number cannot be one.
+        HostError: a name or a number cannot be one; or while one is not found, ``before`` cannot tell.
     """
     section, port, notes, _ = read
     directory = _Directory()
@@ -136,7 +144,7 @@ def plan_of(
     )
     among = (text for name in section.users if directory(name) is None for text in configuration.ranges_in(name))
     numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers((*read.meant.uids, *among))))
-    former = ranges.without(before, ranges.merge((*named.uids, *numbers))) if named.pending else ()
+    former = ranges.without(before(), ranges.merge((*named.uids, *numbers))) if named.pending else ()
     uids, refused, families, unread = _become(named.uids, numbers, former, directory)
     if former := ranges.without(former, uids):
         uids_before = ", ".join(nft_text.elements(former))

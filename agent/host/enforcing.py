@@ -290,11 +290,19 @@ class Rules:
 
         Where somebody is led, by our rules or by those of a process before us, nobody is any more.
         """
-        before = lasting.read()
+        before = _before()
         # (In the second copy they are not there.)
         end = nft_text.emptied(nft.TABLE, _leading(is_library=self._owner is not None, seconds=self._left()))
         texts = [nft.refusal(before), nft.refusal()] if before else [nft.refusal()]
         return [text + end for text in texts]
+
+
+def _before() -> tuple[lasting.Range, ...]:
+    """The system users who were workers before. Where that cannot be read, whom the kernel has stays in its table."""
+    try:
+        return lasting.read()
+    except HostError:
+        return ()
 
 
 def _leading(*, is_library: bool, seconds: float) -> tuple[str, ...]:

@@ -221,8 +221,8 @@ class Holder:
         if plan == self._plan:
             self._reporter.write(planning.PLAN_FILE, plan, mode=0o600)
             self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
-        both = (plan, self._plan or {"uids": lasting.read()})
-        self._lasting.keep(uids for one in both for name in ("uids", "refused") for uids in one.get(name, ()))
+        both, new = (plan, self._plan or {}), self._plan is None
+        self._lasting.keep((u for one in both for name in ("uids", "refused") for u in one.get(name, ())), beside=new)
 
     def _completes(self, plan: Plan) -> bool:
         """Put in what it cannot say because systemd does not answer: that stays as it is. Whether there was nothing."""

@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host.files import write_atomic
+from agent.core.text import os_reason
+from agent.host.files import passes, write_atomic
 from agent.host.nft_text import elements
 from agent.host.ranges import merge, parse_uids, without
 
 FILE: Final = Path("/etc/credential-agent/closed.d/workers")
 USUAL: Final = ((1000, 4294967293),)
 """Whom ``closed.nft`` refuses by itself."""
+UNCLEAR: Final = ((1, 999), (4294967294, 4294967294))
+"""Whom the file may name, while the system refuses to read it."""
 MAX_BYTES: Final = 65_536
 AGAIN_SECONDS: Final = 60.0
 """Between attempts to write it: a disk may be full or read-only for a part of a boot."""
@@ -38,11 +41,17 @@ Range = tuple[int, int]
 
 
 def read(path: Path = FILE) -> tuple[Range, ...]:
-    """The numbers; a line that makes no sense is nobody's."""
+    """The numbers; a line that makes no sense is nobody's.
+
+    Raises:
+        HostError: the system refuses to read it just then, which says nothing of what is there.
+    """
     try:
         with path.open("rb") as file:
             lines = file.read(MAX_BYTES).decode("ascii", "replace").splitlines()
-    except OSError:
+    except OSError as error:
+        if passes(error):
+            raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
         return ()
     found: list[Range] = []
     for line in lines:
@@ -95,9 +104,17 @@ class Kept:
         """Whether a child still writes."""
         return self._pid != 0
 
-    def keep(self, uids: Iterable[Iterable[int]]) -> None:
-        """Have these kept, without those that need no keeping; written with the next :meth:`look`."""
-        wanted = _lines(uids)
+    def keep(self, uids: Iterable[Iterable[int]], *, beside: bool = False) -> None:
+        """Have these kept, without those that need no keeping; written with the next :meth:`look`.
+
+        Args:
+            uids: ranges.
+            beside: whether whom the file names stay in it. While the system refuses to read it, it stays as it is.
+        """
+        try:
+            wanted = _lines((*uids, *(read(self._path) if beside else ())))
+        except HostError:
+            return
         if wanted != self._wanted:
             self._wanted, self._again = wanted, 0.0
         self.look()

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Final, NamedTuple
 
+from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.host import arrival, ranges
+from agent.host.files import passes
 
 PLAN_SECONDS: Final = 60.0
 END_SECONDS: Final = 5.0
@@ -160,10 +162,18 @@ def last_section(path: Path = PLAN_PATH) -> object:
 
 
 def known_users(path: Path = USERS_PATH) -> dict[str, int]:
-    """The numbers that the users of the configuration had when they were last found, in this boot."""
+    """The numbers that the users of the configuration had when they were last found, in this boot.
+
+    Raises:
+        HostError: the system refuses to read it just then, which says nothing of what is there.
+    """
     try:
         known = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        if passes(error):
+            raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
+        return {}
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(known, dict):
         return {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pwd
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
 from agent.host import lasting, planning, subuid, systemctl
+from tests.fakes.refusing import refuse
 
 
 @pytest.fixture(autouse=True)
@@ -307,6 +310,29 @@ def test_who_was_a_worker_before_the_boot_is_refused_while_a_name_is_not_found(
     assert closed["error"]
     assert [777, 777] in closed["uids"]
     assert [800, 805] in closed["uids"]
+
+
+@pytest.mark.parametrize("which", [lasting.read, planning.known_users])
+def test_who_was_a_worker_is_not_nobody_where_the_system_refuses_to_say_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: Callable[..., object]
+) -> None:
+    """What is in force stays, as at a mistake; nothing is led by what is left, and nothing is written down of it."""
+    file = tmp_path / "refused"
+    file.write_text("777\n")
+    monkeypatch.setattr(which, "__defaults__", (file,))
+    monkeypatch.setattr(planning, "last_section", lambda: [{"users": ["root-of-nobody"]}, 16925])
+    refuse(monkeypatch, file, errno.EIO)
+    path = tmp_path / "config.toml"
+    path.write_text('[redirect]\nuids = []\nusers = ["root-of-nobody"]\n')
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert "cannot be read" in made["error"]
+    assert made["section"] is None
+    assert made["scripts"] == [made["closed"]]
+    if which is lasting.read:
+        assert made["uids"] == [[1, 4294967294]]
+        monkeypatch.setattr(lasting, "write", lambda _uids: pytest.fail("written over"))
+        assert CliRunner().invoke(redirect, ["record", "--config", str(path)]).exit_code == 1
+        assert plan(tmp_path, 'users = ["daemon"]')["users"] == {"daemon": 1}  # nobody of the file may be meant
 
 
 def test_who_may_be_meant_is_refused_by_each_uid_that_it_may_become(

@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -466,12 +466,19 @@ def test_a_plan_says_by_which_addresses_containers_are_led(
 def test_who_was_a_worker_before_is_refused_where_the_kernel_takes_that(
     kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes none that overlap those that it has: then without."""
+    """It takes none that overlap those that it has: then without; so too where the system refuses to say who it was."""
     monkeypatch.setattr(lasting, "read", lambda: ((7, 9),))
     assert rules.load(None, closed=False, in_force=False)
     kernel.refuses = {"refusal[(7, 9)]"}
     assert rules.load(None, closed=False, in_force=False)
     assert first(kernel) == ["refusal[(7, 9)]", "refusal"]
+
+    def refused() -> NoReturn:
+        raise HostError("cannot be read")
+
+    monkeypatch.setattr(lasting, "read", refused)
+    assert rules.load(None, closed=False, in_force=False)
+    assert first(kernel) == ["refusal[(7, 9)]", "refusal", "refusal"]
 
 
 def test_the_way_is_given_back_once_something_is_in_force(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -13,6 +14,7 @@ import pytest
 from agent import config
 from agent.core.errors import HostError
 from agent.host import lasting, nft, ranges
+from tests.fakes.refusing import refuse
 
 
 def settled(kept: lasting.Kept, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -102,6 +104,26 @@ def test_a_writer_that_hangs_holds_nothing_of_its_parents(tmp_path: Path) -> Non
     assert kept.is_writing
     settled(kept, lambda: os.close(os.open(file, os.O_RDWR)))  # so that the child goes on
     assert lasting.read(file) == ((105, 105),)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_what_the_system_refuses_to_read_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whom the file names is not known then, and is to be refused at the next boot too."""
+    file = tmp_path / "workers"
+    file.write_text("34\n")
+    kept = lasting.Kept(file)
+    with monkeypatch.context() as patch:
+        refuse(patch, file, number)
+        with pytest.raises(HostError, match="cannot be read"):
+            lasting.read(file)
+        kept.keep([(105, 105)], beside=True)
+        assert not kept.is_writing
+    assert lasting.read(file) == ((34, 34),)
+    kept.keep([(105, 105)], beside=True)
+    settled(kept)
+    assert lasting.read(file) == ((34, 34), (105, 105))
 
 
 @pytest.mark.parametrize("data", [b"0\n0-5\n105\n", b"105\n\xff\xfe\n9-3\nx; reboot\n", b"105", b"105\n\n4294967295\n"])
