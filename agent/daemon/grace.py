@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +21,11 @@ from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.verdict import Memory
 from agent.daemon.gap import Known
-from agent.host.files import read_plain, write_atomic
+from agent.host.files import passes, read_plain, write_atomic
 
 FILE: Final = "grace.json"
+AGAIN_SECONDS: Final = (0.1, 0.2)
+"""Until it is read again if the system refused. In all less than a start waits for it."""
 
 
 class Began(msgspec.Struct, frozen=True):
@@ -68,11 +71,22 @@ def digest(memory: Memory) -> str:
 
 
 def read(directory: Path, *, uptime: float) -> Began | None:
-    """Read the file of an earlier process of this boot; ``None``: there is none."""
-    try:
-        found = decode(read_plain(directory / FILE, 4096), Began)
-    except (OSError, NotThatShapeError):
-        return None
+    """Read the file of an earlier process of this boot; ``None``: there is none. Blocks.
+
+    What the system refuses to read just then is read again: it may note a doubt.
+    """
+    again = iter(AGAIN_SECONDS)
+    while True:
+        try:
+            found = decode(read_plain(directory / FILE, 4096), Began)
+            break
+        except NotThatShapeError:
+            return None
+        except OSError as error:
+            seconds = next(again, None) if passes(error) else None
+            if seconds is None:
+                return None
+        time.sleep(seconds)
     return found if 0.0 <= found.began <= uptime else None
 
 

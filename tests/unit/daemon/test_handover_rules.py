@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from datetime import timedelta
@@ -23,6 +24,7 @@ from agent.daemon import codec, grace, handover, kept
 from agent.daemon.gap import Known
 from agent.daemon.handover import Handover
 from agent.host.clock import SystemClock
+from agent.host.files import read_plain
 from agent.host.systemd import NEXT, Passed
 from agent.identity.events import Remnant, Waiting
 from tests.fakes.clock import START
@@ -289,6 +291,27 @@ class TestGrace:
         """The grace is then only had once more."""
         assert not grace.write(tmp_path / "missing", grace.Began("i-1", 5.0))
         assert grace.read(tmp_path / "missing", uptime=10.0) is None
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+    @pytest.mark.parametrize("times", [1, 2, 3])
+    def test_what_the_system_refuses_just_then_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, number: int
+    ) -> None:
+        """A doubt, and what is waited for, are not forgotten for that; what we may not read is not waited for."""
+        began, failed = grace.Began("i-1", 5.0, "boot", doubted=True, awaited=(Cloud.AWS,)), list[Path]()
+        grace.write(tmp_path, began)
+
+        def failing(path: Path, most: int) -> bytes:
+            if len(failed) < times:
+                failed.append(path)
+                raise OSError(number, os.strerror(number))
+            return read_plain(path, most)
+
+        monkeypatch.setattr(grace, "read_plain", failing)
+        monkeypatch.setattr(grace, "AGAIN_SECONDS", (0.0, 0.0))
+        passes = number != errno.EACCES
+        assert grace.read(tmp_path, uptime=10.0) == (began if passes and times < 3 else None)
+        assert len(failed) == (times if passes else 1)
 
     def test_an_earlier_version_reads_what_it_knows(self, tmp_path: Path) -> None:
         """What a later version notes is passed over by one that does not know it, and missing members count as none."""
