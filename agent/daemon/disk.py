@@ -88,6 +88,8 @@ class Later:
         """See :class:`agent.controller.durable.Recorder`."""
         read = await asyncio.shield(self._reading)
         if read.unread and not self._ours:
+            if not memory.marks:
+                return  # a name was learned, say: what may lie there is worth more, and the next start may read it
             # It may be readable by now. What is not even now is written over: else nothing would be durable again.
             with contextlib.suppress(HostError):
                 self._beside = (await asyncio.to_thread(self._state.load))[0]

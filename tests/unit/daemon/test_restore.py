@@ -209,6 +209,38 @@ class TestABrokenMemory:
 
         play(tmp_path, scenario)
 
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+    def test_a_name_that_is_learned_late_is_not_written_over_what_could_not_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """Nothing was accepted since: what lies there, readable by now or not, is what the next start has."""
+        read, refuses = read_plain, True
+
+        def failing(path: Path, most: int) -> bytes:
+            if path.name == state.MEMORY_FILE and refuses:
+                raise OSError(number, os.strerror(number))
+            return read(path, most)
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            nonlocal refuses
+            await machines.live("aws:i-1")
+            machines.stored.clear()
+            before = (machines.state / state.MEMORY_FILE).read_bytes()
+            ec2.faults.append(Fault(drop=True, times=None))
+            with monkeypatch.context() as patch:
+                patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
+                patch.setattr(state, "read_plain", failing)
+                async with machines.start() as life:
+                    refuses = number == errno.EACCES
+                    ec2.faults.clear()
+                    await life.restorer.identify_late(at_once=True)
+                    assert life.store.memory.instance_id == "aws:i-1"
+            assert (machines.state / state.MEMORY_FILE).read_bytes() == before
+            async with machines.start() as life:
+                assert life.in_force() == 1
+
+        with_service(tmp_path, scenario)
+
     @pytest.mark.parametrize("passes", [True, False])
     def test_a_sealed_copy_that_cannot_be_read_just_then_is_in_force_once_it_can(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, passes: bool
