@@ -261,7 +261,7 @@ class Server(Paced):
         pid: int = 0,
         stands_by: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
+        super().__init__(self.cut_off)
         self._servers = servers
         self._is_cut_off = False
         self._end = end

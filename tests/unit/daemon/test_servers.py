@@ -18,6 +18,7 @@ from agent.core.errors import Denied, Transient, UpstreamError
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Absent
+from agent.daemon import pace
 from agent.daemon import servers as servers_module
 from agent.daemon import workers as workers_module
 from agent.daemon.passing import Passing
@@ -37,6 +38,7 @@ from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted, answer
 from tests.fakes.view import KEY, FakeView, google_token
 from tests.unit.controller.support import looped
+from tests.unit.daemon.test_reload_between import come_true
 
 
 class Controller:
@@ -435,6 +437,19 @@ async def test_last_words_are_heard_though_their_server_has_ended() -> None:
     assert not controller.servers.connected
     assert controller.requests.counts == {("worker", 200): 7}
     assert controller.minted == []
+
+
+@looped
+async def test_one_that_asks_on_and_reads_no_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits until it has taken the answer before is bounded in bytes, and not only as so many questions."""
+    monkeypatch.setattr(pace, "MOST_HELD_BYTES", 1 << 20)
+    controller = Controller()
+    controller.real.always = answer(b"x" * (1 << 17))
+    async with controller.raw() as (_, writer):
+        for number in range(1, 65):
+            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
+            writer.write(frame_from_server(asked))
+        await come_true(lambda: controller.ended == 1)
 
 
 @looped
