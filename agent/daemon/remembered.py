@@ -26,6 +26,10 @@ UNREADABLE_HINT: Final = (
     "no worker gets the machine's identity in place of a bundle's, until one is accepted. Which numbers were accepted "
     "and withdrawn is forgotten with it: push the newest bundle, or the withdrawal, again"
 )
+REFUSED_HINT: Final = (
+    "no worker gets the machine's identity in place of a bundle's. The file stays as it is until one is accepted: mend "
+    "the disk, or let the agent's user read it (owner, mode, label), and restart the agent"
+)
 
 
 class Remembered:
@@ -167,9 +171,10 @@ class Remembered:
                 cause = error.__context__
                 seconds = next(again, None) if passes(cause) else None
                 if seconds is None:
-                    self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
-                    await asyncio.to_thread(self._state.keep_broken)
                     # A restore that gave it another owner, or a label that forbids it, says nothing of it either.
                     unread = passes(cause) or isinstance(cause, PermissionError)
+                    hint = error.hint or (REFUSED_HINT if unread else UNREADABLE_HINT)
+                    self._log.error("memory.unreadable", reason=error.message, hint=hint)
+                    await asyncio.to_thread(self._state.keep_broken)
                     return (closed_memory(""), None, not isinstance(error, StateVersionError), True), unread
             await asyncio.sleep(seconds)

@@ -199,9 +199,12 @@ class TestABrokenMemory:
             with monkeypatch.context() as patch:
                 patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
                 patch.setattr(state, "read_plain", failing)
-                async with machines.start() as life:
-                    assert life.in_force() == (1 if passes or handed else None)
-                    assert life.store.memory.decided.keys() == ({Cloud.AWS} if passes or handed else set(Cloud))
+                with structlog.testing.capture_logs() as logs:
+                    async with machines.start() as life:
+                        assert life.in_force() == (1 if passes or handed else None)
+                        assert life.store.memory.decided.keys() == ({Cloud.AWS} if passes or handed else set(Cloud))
+            hints = [line["hint"] for line in logs if line["event"] == "memory.unreadable"]
+            assert hints == ([] if passes else [remembered.REFUSED_HINT])
             assert len(failed) == 1 if passes else len(failed) >= (1 if number in (errno.EACCES, errno.EPERM) else 3)
             if not passes:
                 assert (path.read_bytes() == before) is not handed
