@@ -265,7 +265,7 @@ class Pace:
         clock: seconds that never step.
     """
 
-    def __init__(self, take: Callable[[float], float], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, take: Callable[[float], float], clock: Callable[[], float]) -> None:
         self._take = take
         self._clock = clock
         self._turns = Turnstile(1)

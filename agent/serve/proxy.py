@@ -133,6 +133,10 @@ class Passthrough(Protocol):
         """
 
 
+def _now() -> float:
+    return time.monotonic()
+
+
 class Proxy:
     """One real service behind us: bounded, cached where that is safe, and never an exception.
 
@@ -161,7 +165,7 @@ class Proxy:
         self._made: Buckets[Hashable] = Buckets(
             Bucket(MADE_PER_SECOND, MADE_AT_ONCE), per_second=MADE_PER_SECOND_BY_ONE, burst=MADE_AT_ONCE_BY_ONE
         )
-        self._asking, self._making = Pace(self._asked.take_common), Pace(self._made.take_common)
+        self._asking, self._making = Pace(self._asked.take_common, _now), Pace(self._made.take_common, _now)
 
     def fresh(self, path_qs: str) -> Response | None:
         """A static leaf from memory, when it is young enough not to ask."""
