@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import UpstreamError
@@ -137,6 +137,19 @@ def _now() -> float:
     return time.monotonic()
 
 
+class _Question(NamedTuple):
+    """What is asked of the real service, and for whom: as :meth:`Proxy.fetch` was told it, and what follows of that."""
+
+    method: str
+    path_qs: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    hang_seconds: float
+    places: int
+    made: bool
+    owner: Hashable
+
+
 class Proxy:
     """One real service behind us: bounded, cached where that is safe, and never an exception.
 
@@ -222,14 +235,16 @@ class Proxy:
             owner = await asker.owner()
         places = 1 + had_bytes // PLACE_BYTES if hang_seconds else 0
         answer = await self._shared(
-            method,
-            path_qs,
-            headers=headers,
-            body=body,
-            hang_seconds=hang_seconds,
-            places=places,
-            made=made,
-            owner=owner,
+            _Question(
+                method=method,
+                path_qs=path_qs,
+                headers=headers or {},
+                body=body,
+                hang_seconds=hang_seconds,
+                places=places,
+                made=made,
+                owner=owner,
+            )
         )
         if answer is None or len(answer.body) <= LARGE_BYTES:
             return answer
@@ -247,75 +262,41 @@ class Proxy:
         # Those too that have come in this round of the loop, and are not inside yet.
         return self._room.crowded or 2 * len(self._flights) >= self._room.limit
 
-    async def _shared(
-        self,
-        method: str,
-        path_qs: str,
-        *,
-        headers: Mapping[str, str] | None,
-        body: bytes | None,
-        hang_seconds: float,
-        places: int,
-        made: bool,
-        owner: Hashable,
-    ) -> Response | None:
-        if method != "GET" or hang_seconds:
-            return await self._fetch(
-                method,
-                path_qs,
-                headers=headers,
-                body=body,
-                hang_seconds=hang_seconds,
-                places=places,
-                made=made,
-                owner=owner,
-            )
+    async def _shared(self, question: _Question) -> Response | None:
+        if question.method != "GET" or question.hang_seconds:
+            return await self._fetch(question)
         # One flight for each owner when it matters who asks: nobody stands in another's queue.
-        key = (owner, path_qs)
+        key = (question.owner, question.path_qs)
         # Shielded: the first who asked may leave, and must not take the answer from the others.
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.get_running_loop().create_task(
-                self._fetch(
-                    method, path_qs, headers=headers, body=body, hang_seconds=0.0, places=0, made=made, owner=owner
-                )
-            )
+            flight = asyncio.get_running_loop().create_task(self._fetch(question))
             self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
         return await asyncio.shield(flight)
 
-    async def _fetch(
-        self,
-        method: str,
-        path_qs: str,
-        *,
-        headers: Mapping[str, str] | None,
-        body: bytes | None,
-        hang_seconds: float,
-        places: int,
-        made: bool,
-        owner: Hashable,
-    ) -> Response | None:
+    async def _fetch(self, question: _Question) -> Response | None:
+        owner, made = question.owner, question.made
         now = time.monotonic()
         if (owner is not None and self._asked.take_own(owner, now)) or (made and self._made.take_own(owner, now)):
             return None
-        seconds = self._seconds + hang_seconds
+        seconds = self._seconds + question.hang_seconds
         try:
             async with asyncio.timeout(seconds) as timeout:
                 if made:
                     await self._making.wait(owner)
                 await self._asking.wait(owner)
-                if hang_seconds:
+                if question.hang_seconds:
                     # Long polls do not count: 32 of them would close the way for everybody else.
-                    if not self._polls.take(owner, timeout, places):
+                    if not self._polls.take(owner, timeout, question.places):
                         return None
                     try:
-                        answer = await self._ask(method, path_qs, headers, body, seconds)
+                        answer = await self._ask(question, seconds)
                     finally:
                         self._polls.leave(timeout)
                 else:
                     async with (self._makers if made else self._room).turn(owner):
-                        answer = await self._ask(method, path_qs, headers, body, seconds)
+                        answer = await self._ask(question, seconds)
         except (TimeoutError, UpstreamError):
             return None
         if not 200 <= answer.status <= 599:
@@ -327,11 +308,14 @@ class Proxy:
         ]
         return Response(answer.status, tuple(kept), answer.body)
 
-    async def _ask(
-        self, method: str, path_qs: str, headers: Mapping[str, str] | None, body: bytes | None, seconds: float
-    ) -> UpstreamAnswer:
+    async def _ask(self, question: _Question, seconds: float) -> UpstreamAnswer:
         return await self._upstream.request(
-            method, path_qs, headers or {}, body, timeout_seconds=seconds, max_bytes=MAX_BODY_BYTES
+            question.method,
+            question.path_qs,
+            question.headers,
+            question.body,
+            timeout_seconds=seconds,
+            max_bytes=MAX_BODY_BYTES,
         )
 
 
