@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +20,7 @@ from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.verdict import Memory
 from agent.daemon.gap import Known
-from agent.host.files import passes, read_plain, write_atomic
+from agent.host.files import read_again, write_atomic
 
 FILE: Final = "grace.json"
 AGAIN_SECONDS: Final = (0.1, 0.2)
@@ -75,18 +74,10 @@ def read(directory: Path, *, uptime: float) -> Began | None:
 
     What the system refuses to read just then is read again: it may note a doubt.
     """
-    again = iter(AGAIN_SECONDS)
-    while True:
-        try:
-            found = decode(read_plain(directory / FILE, 4096), Began)
-            break
-        except NotThatShapeError:
-            return None
-        except OSError as error:
-            seconds = next(again, None) if passes(error) else None
-            if seconds is None:
-                return None
-        time.sleep(seconds)
+    try:
+        found = decode(read_again(directory / FILE, 4096, AGAIN_SECONDS), Began)
+    except (OSError, NotThatShapeError):
+        return None
     return found if 0.0 <= found.began <= uptime else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from agent.core.text import os_reason
 from agent.daemon import handover
 from agent.daemon.files import look_at
 from agent.daemon.publish import Publisher
-from agent.host.files import passes, read_plain, write_atomic
+from agent.host.files import passes, read_again, write_atomic
 from agent.host.patience import Patience, StalledError
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
@@ -41,11 +41,9 @@ class ContainerTokens:
     def __init__(self, path: Path | None, handed: Sequence[Secret] = ()) -> None:
         written: Secret | None = None
         self.unread = True
-        for _ in range(2):  # a disk that errs for once
+        if path is not None:
             with contextlib.suppress(OSError):
-                if path is not None:
-                    written, self.unread = written_token(path), False
-                break
+                written, self.unread = written_token(path, again_seconds=(0.0,)), False
         known = [token for token in handed if _TOKEN.match(token.reveal())]
         if written is not None:
             known = [written, *(token for token in known if token != written)]
@@ -132,14 +130,18 @@ def _looked(path: Path) -> tuple[Look | None, Secret | None, bool]:
         return look, None, True
 
 
-def written_token(path: Path) -> Secret | None:
+def written_token(path: Path, *, again_seconds: Iterable[float] = ()) -> Secret | None:
     """The bearer token in ``path``, which an earlier process or an operator has put there.
+
+    Args:
+        path: the file.
+        again_seconds: see :func:`agent.host.files.read_again`.
 
     Raises:
         OSError: the system refuses to read it just then, which says nothing of what is there.
     """
     try:
-        text = read_plain(path, 4096).decode().strip()
+        text = read_again(path, 4096, again_seconds).decode().strip()
     except UnicodeDecodeError:
         return None
     except OSError as error:
@@ -160,15 +162,12 @@ def session_token_key(directory: Path, handed: Secret | None) -> bytes:
     if before is not None and len(before) == SESSION_KEY_BYTES:
         return before
     path, refused = directory / "imds.key", ""
-    for _ in range(2):  # a disk that errs for once
-        try:
-            data = read_plain(path, 64)
-        except OSError as error:
-            refused = os_reason(error) if passes(error) else ""
-        else:
-            refused = ""
-            if len(data) == SESSION_KEY_BYTES:
-                return data
+    try:
+        data = read_again(path, 64)
+        if len(data) == SESSION_KEY_BYTES:
+            return data
+    except OSError as error:
+        refused = os_reason(error) if passes(error) else ""
     data = secrets.token_bytes(SESSION_KEY_BYTES)
     if refused:
         structlog.get_logger().error("imds_key.not_read", reason=f"{path}: cannot be read: {refused}")

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -183,6 +184,24 @@ def read_at_most(file: BinaryIO, max_bytes: int) -> bytes:
     while piece := file.read(min(_PIECE_BYTES, max_bytes - len(data))):
         data += piece
     return bytes(data)
+
+
+def read_again(path: Path, max_bytes: int, again_seconds: Iterable[float] = (0.0,)) -> bytes:
+    """As :func:`read_plain`; what the system refuses to read just then is read again, after each of those seconds.
+
+    Blocks meanwhile. The default is for a disk that errs for once.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or is refused at last, too: see :func:`passes`.
+    """
+    for seconds in again_seconds:
+        try:
+            return read_plain(path, max_bytes)
+        except OSError as error:
+            if not passes(error):
+                raise
+        time.sleep(seconds)
+    return read_plain(path, max_bytes)
 
 
 def passes(error: BaseException | None) -> bool:

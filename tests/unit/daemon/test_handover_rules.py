@@ -23,6 +23,7 @@ from agent.core.verdict import Failure, Key, Mark, Memory
 from agent.daemon import codec, grace, handover, kept
 from agent.daemon.gap import Known
 from agent.daemon.handover import Handover
+from agent.host import files
 from agent.host.clock import SystemClock
 from agent.host.files import read_plain
 from agent.host.systemd import NEXT, Passed
@@ -307,7 +308,7 @@ class TestGrace:
                 raise OSError(number, os.strerror(number))
             return read_plain(path, most)
 
-        monkeypatch.setattr(grace, "read_plain", failing)
+        monkeypatch.setattr(files, "read_plain", failing)
         monkeypatch.setattr(grace, "AGAIN_SECONDS", (0.0, 0.0))
         passes = number != errno.EACCES
         assert grace.read(tmp_path, uptime=10.0) == (began if passes and times < 3 else None)

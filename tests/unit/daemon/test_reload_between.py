@@ -24,7 +24,7 @@ from agent.daemon import tokens
 from agent.daemon.configured import Configured
 from agent.daemon.files import LOOK_SECONDS, otherwise
 from agent.daemon.tokens import Rotation
-from agent.host import quiet
+from agent.host import files, quiet
 from agent.host.files import read_plain
 from agent.host.patience import Patience
 from agent.host.state import StateDirectory
@@ -205,7 +205,7 @@ class TestTheTokenOfTheContainerEndpoint:
                 raise OSError(number, os.strerror(number))
             return read_plain(path, most)
 
-        monkeypatch.setattr(tokens, "read_plain", failing)
+        monkeypatch.setattr(files, "read_plain", failing)
 
         async def scenario() -> None:
             nonlocal refuses
@@ -250,7 +250,7 @@ class TestTheTokenOfTheContainerEndpoint:
                 raise answer
             return answer
 
-        monkeypatch.setattr(tokens, "read_plain", once)
+        monkeypatch.setattr(files, "read_plain", once)
         found = tokens.ContainerTokens(tmp_path / "token", handed)
         assert found.good == (Secret(THIRD), *handed)
         assert not found.unread

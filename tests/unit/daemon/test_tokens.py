@@ -10,8 +10,9 @@ import pytest
 import structlog
 
 from agent.core.secret import Secret
-from agent.daemon import handover, tokens
+from agent.daemon import handover
 from agent.daemon.tokens import SESSION_KEY_BYTES, session_token_key, written_token
+from agent.host import files
 from agent.host.files import read_plain
 
 FILE = "imds.key"
@@ -68,7 +69,7 @@ def test_a_key_that_the_system_refuses_to_read_is_not_written_over(
         return read_plain(path, most)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "read_plain", failing)
+        patch.setattr(files, "read_plain", failing)
         assert (session_token_key(tmp_path, None) == made) is (times == 1)
     assert session_token_key(tmp_path, None) == made
 
