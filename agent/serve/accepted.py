@@ -17,6 +17,7 @@ from agent.serve.connection import Connection
 from agent.serve.fairness import ends_of
 from agent.serve.handling import Access, Peer, name_of, noted, shown
 from agent.serve.plain import read_plain
+from agent.serve.sending import Answer
 from agent.serve.stream import Stream
 from agent.serve.target import request_of
 from agent.wire.http import Response
@@ -100,9 +101,8 @@ def answer_at_once(listener: Listener, sock: socket.SocketType, name: Any, owner
         sock.close()
         return True
     date_line = listener.date_line()
-    listener.send(
-        sock, name, owner, outcome.head + date_line + (b"\r\n" if method == "HEAD" else b"\r\n" + outcome.body)
-    )
+    whole = outcome.head + date_line + (b"\r\n" if method == "HEAD" else b"\r\n" + outcome.body)
+    listener.sender.send(Answer(sock, name, owner, whole))
     if listener.memory is not None:
         listener.memory.keep(data, request, outcome, date_line, access)
     return True

@@ -25,6 +25,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -128,6 +129,7 @@ class Intake:
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many more connections there may be.
         readers: tells when something has come.
+        together: the context in which those of one round are served.
         now: seconds of a clock that does not jump.
         spent: seconds that this thread has had a processor.
         evicted: told of each that was closed because there is none.
@@ -142,6 +144,7 @@ class Intake:
         owners: Owners | None,
         room: Callable[[], int],
         readers: Readers,
+        together: AbstractContextManager[object] | None = None,
         now: Callable[[], float] = time.perf_counter,
         spent: Callable[[], float] = time.thread_time,
         evicted: Callable[[], None] = lambda: None,
@@ -153,6 +156,7 @@ class Intake:
         self._owners = owners
         self._room = room
         self._silent = Silent(readers, room, self._hear, self._begin_silent)
+        self._together = together or contextlib.nullcontext()
         self._now = now
         self._evicted = evicted
         # All mutable state. By owner, in the order of their turns.
@@ -217,8 +221,12 @@ class Intake:
             self._working = True
             asyncio.get_running_loop().call_soon(self._go_round)
             return
-        # Where the kernel does not tell how many (a unix socket): some, and the event loop comes again for the rest.
-        for _ in range(many or UNTOLD_AT_ONCE):
+        with self._together:
+            # Where the kernel does not tell how many (a unix socket): some, and the loop comes again for the rest.
+            self._accept(accept, many or UNTOLD_AT_ONCE)
+
+    def _accept(self, accept: Accept, most: int) -> None:
+        for _ in range(most):
             try:
                 connection, peer = accept()
             except BlockingIOError:
@@ -268,10 +276,11 @@ class Intake:
     def _go_round(self) -> None:
         more = True  # also after an error of ours: who waits must not wait for ever
         try:
-            began = self._now()
-            fetched = [self._fetch(one) for one in self._sockets] if self._open else []
-            ended = self._now()
-            self._begin(SERVED_AT_ONCE, until=ended + min(ended - began, _SERVING_SECONDS))
+            with self._together:
+                began = self._now()
+                fetched = [self._fetch(one) for one in self._sockets] if self._open else []
+                ended = self._now()
+                self._begin(SERVED_AT_ONCE, until=ended + min(ended - began, _SERVING_SECONDS))
             more = any(fetched) or self._count > 0
         finally:
             self._working = more

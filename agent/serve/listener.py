@@ -42,6 +42,7 @@ from agent.serve.handling import Access, Handler, Later, Outcome, Peer
 from agent.serve.intake import Intake
 from agent.serve.readers import Readers
 from agent.serve.remembered import Memory
+from agent.serve.sending import Answer, Sender
 from agent.serve.stream import Stream
 from agent.serve.target import LONGEST_REMEMBERED, Target, read_target, with_query
 from agent.snapshot import Limits
@@ -106,6 +107,7 @@ class Listener:
         self.memory = memory
         self.ledger = ledger
         self.whose = whose
+        self.sender = Sender(self._deliver)
         self._clock = clock
         self._owners = owners
         self._intake: Intake | None = None
@@ -137,12 +139,13 @@ class Listener:
 
     def listen(self, sockets: Sequence[socket.socket]) -> Intake:
         """Take connections from these listening sockets, by turns of their owners when many wait."""
-        self._readers = self._readers or Readers(asyncio.get_running_loop())
+        self._readers = self._readers or Readers(asyncio.get_running_loop(), together=self.sender)
         self._intake = Intake(
             sockets,
             readers=self._readers,
             begin=self._begin,
             recall=self._recalled,
+            together=self.sender,
             owners=self._owners,
             room=lambda: self.limits.connections - len(self._open),
             evicted=self.count_evicted,
@@ -199,24 +202,25 @@ class Listener:
             except OSError:
                 sock.close()  # the client has left
                 return True
-        self.send(sock, peer, owner, answer)
+        self.sender.send(Answer(sock, peer, owner, answer))
         return True
 
-    def send(self, sock: socket.SocketType, peer: object, owner: Hashable, answer: bytes) -> None:
+    def _deliver(self, answer: Answer) -> None:
         """Send an answer and end the connection, for which an object is made only if the answer does not fit."""
+        sock, peer, owner, data = answer
         try:
-            sent = sock.send(answer, socket.MSG_DONTWAIT)
+            sent = sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(answer)  # the client has left
-        if sent == len(answer):
+            sent = len(data)  # the client has left
+        if sent == len(data):
             sock.close()
         else:
             connection = Connection(self, owner)
             Stream(sock, peer, self.readers, connection).begin(None)
             self.complete(connection)
-            connection.finish(answer[sent:])
+            connection.finish(data[sent:])
 
     def _begin(
         self, sock: socket.SocketType, peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import select
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 _AT_ONCE: Final = 256
@@ -29,12 +30,16 @@ class Readers:
 
     Args:
         loop: the one that runs.
+        together: the context in which all that can be read in one round is told of.
 
     *Resources*: a descriptor, until :meth:`close`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, together: AbstractContextManager[object] | None = None
+    ) -> None:
         self.loop = loop
+        self._together = together or contextlib.nullcontext()
         self.rounds = 0
         """How often it was looked."""
         self._epoll = select.epoll()
@@ -72,12 +77,13 @@ class Readers:
         if self._epoll.closed:
             return  # meanwhile: it was to look once more
         self.rounds += 1
-        for fd, _ in self._epoll.poll(0, _AT_ONCE):
-            readable = self._told.get(fd)
-            if readable is None:
-                self._unwatch(fd)
-            else:
-                readable(fd)
+        with self._together:
+            for fd, _ in self._epoll.poll(0, _AT_ONCE):
+                readable = self._told.get(fd)
+                if readable is None:
+                    self._unwatch(fd)
+                else:
+                    readable(fd)
 
     def _unwatch(self, fd: int) -> None:
         with contextlib.suppress(OSError):  # it was closed meanwhile
