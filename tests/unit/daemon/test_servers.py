@@ -453,6 +453,21 @@ async def test_one_that_asks_on_and_reads_no_answer_is_cut_off(monkeypatch: pyte
 
 
 @looped
+async def test_one_that_reads_its_answers_goes_on_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has taken counts no more among what waits for it."""
+    monkeypatch.setattr(pace, "MOST_HELD_BYTES", 1 << 18)
+    controller = Controller()
+    controller.real.always = answer(b"x" * (1 << 17))
+    async with controller.raw() as (reader, writer):
+        for number in range(1, 9):
+            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
+            writer.write(frame_from_server(asked))
+            (told,) = await heard(reader, 1)
+            assert len(told.body) == 1 << 17
+        assert controller.ended == 0
+
+
+@looped
 async def test_last_words_that_cannot_be_heard_are_no_server_that_lives_on() -> None:
     """There is no memory for them: no acknowledgement waits for one that has ended."""
     controller, ended = Controller(), asyncio.Event()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import AsyncExitStack
 
 import pytest
 
-from agent.serve.fairness import Endpoint, Owners, Table, Turnstile, by_greed, place_of
+from agent.serve.fairness import Endpoint, Owners, Places, Table, Turnstile, by_greed, place_of
 
 PEER, LOCAL = ("127.0.0.1", 40000), ("127.0.0.1", 80)
 
@@ -69,7 +70,7 @@ def test_a_table_that_cannot_be_read_is_none() -> None:
 
 
 def test_what_asking_needs_is_freed_at_the_end() -> None:
-    """A socket to the kernel is not left open, and nobody is asked by it any more."""
+    """A socket to the kernel is not left open, and nobody is asked by it any more, nor is a table read."""
 
     async def main() -> None:
         freed: list[bool] = []
@@ -77,6 +78,7 @@ def test_what_asking_needs_is_freed_at_the_end() -> None:
         one.close()
         assert freed == [True]
         assert not one.immediate
+        assert await one.table() is None
 
     asyncio.run(main())
 
@@ -169,5 +171,55 @@ def test_who_is_let_in_and_gives_up_at_the_same_moment_takes_no_place_along() ->
         await asyncio.gather(waiting, return_exceptions=True)
         assert waiting.cancelled()
         assert not turnstile.crowded
+
+    asyncio.run(main())
+
+
+def test_who_has_left_a_turnstile_is_behind_nobody() -> None:
+    """Only what an owner has inside counts: whoever was often in and is out goes in before one who came later."""
+
+    async def main() -> None:
+        turnstile, order = Turnstile(1), list[str]()
+
+        async def visit(owner: str) -> None:
+            async with turnstile.turn(owner):
+                order.append(owner)
+
+        for _ in range(3):
+            await visit("often")
+        async with turnstile.turn("inside"):
+            waiting = [asyncio.ensure_future(visit(owner)) for owner in ("often", "new")]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        assert order[3:] == ["often", "new"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "given"),
+    [
+        ("aaaa", 1, {0}),
+        ("aaaa", 2, {0, 1}),
+        ("aaabbb", 2, {0, 3}),
+        ("aaabbb", 3, None),
+        ("aaa", 2, None),
+    ],
+)
+def test_each_who_has_most_gives_a_place_in_turn(held: str, wanted: int, given: set[int] | None) -> None:
+    """Each place comes from who has most then, the oldest first; nobody gives one to who would have more than is left."""
+
+    async def main() -> None:
+        places, loop = Places(len(held)), asyncio.get_running_loop()
+        far = loop.time() + 3600
+        async with AsyncExitStack() as inside:
+            timeouts = [await inside.enter_async_context(asyncio.timeout_at(far)) for _ in held]
+            for owner, timeout in zip(held, timeouts, strict=True):
+                assert places.take(owner, timeout)
+            mine = await inside.enter_async_context(asyncio.timeout_at(far))
+            assert places.take("c", mine, wanted) == (given is not None)
+            assert {number for number, timeout in enumerate(timeouts) if timeout.when() != far} == (given or set())
+            for timeout in timeouts:
+                timeout.reschedule(None)
 
     asyncio.run(main())
