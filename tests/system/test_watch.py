@@ -70,8 +70,20 @@ another() { gate 4; is_kept 4; }
 soon another; echo kept by another
 """
 
+# The first question is never answered; all others are.
+HANGS_ONCE = """#!/bin/sh
+case "$1" in list) mkdir "$ASKED" 2>/dev/null && exec sleep infinity ;; esac
+PATH=/usr/sbin:/usr/bin:/sbin:/bin exec nft "$@"
+"""
+MENDED = """
+printf %s "$RULES" >"$CLOSED"
+sh -c "$WATCH" &
+until test -e "$ASKED"; do :; done
+until nft list table inet credential_agent_closed >&2; do :; done; echo closed
+"""
 
-def _said(directory: Path, script: str, **env: str) -> subprocess.CompletedProcess[str]:
+
+def _said(directory: Path, script: str, *, patience: int = 10, **env: str) -> subprocess.CompletedProcess[str]:
     """What the script says beside what watches."""
     unit = (ROOT / "systemd/credential-agent-watch.service").read_text()
     (words,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.MULTILINE | re.DOTALL)
@@ -81,6 +93,8 @@ def _said(directory: Path, script: str, **env: str) -> subprocess.CompletedProce
         ("$$", "$"),
         ("%%", "%"),
         ("/run/credential-agent-redirect", str(directory)),
+        ("/etc/credential-agent/closed.nft", str(directory / "closed.nft")),
+        ("timeout -k 1 10", f"timeout -k 1 {patience}"),
     ):
         words = words.replace(written, meant)
     manager = directory / "systemctl"
@@ -113,3 +127,12 @@ def test_gates_that_come_before_the_copy_is_there_wait_for_nothing(tmp_path: Pat
     slow.chmod(0o755)
     done = _said(tmp_path, BESIDE, MAY=str(tmp_path / "may"), KEPT=str(tmp_path / "kept.nft"), SHELL=shell)
     assert done.stdout.splitlines() == ["heard", "kept", "kept by another"], done.stderr
+
+
+def test_an_nft_that_hangs_is_not_waited_for_when_another_can_be_used(tmp_path: Path) -> None:
+    """What watches asks anew after a while: nobody refuses workers while it waits."""
+    hung = tmp_path / "nft"
+    hung.write_text(HANGS_ONCE)
+    hung.chmod(0o755)
+    done = _said(tmp_path, MENDED, patience=1, ASKED=str(tmp_path / "asked"), CLOSED=str(tmp_path / "closed.nft"))
+    assert done.stdout.splitlines() == ["closed"], done.stderr
