@@ -308,7 +308,11 @@ def _alike(name: str, directory: _Directory) -> dict[str, int]:
 
 def _meant(meant: configuration.Meant, known: Mapping[str, int], directory: _Directory) -> dict[str, int]:
     """The users who may be meant by what is not understood. Never root: the machine's own services run as root."""
-    found = {name: directory.perhaps(name) or known.get(name, 0) for name in meant.users}
+    found: dict[str, int] = {}
+    for name in meant.users:
+        uid = directory.perhaps(name)
+        uid = known.get(name) if uid is None else uid
+        found |= _alike(name, directory) if uid is None else {name: uid}
     return {name: uid for name, uid in found.items() if uid}
 
 

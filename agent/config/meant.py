@@ -22,6 +22,7 @@ MOST: Final = {"uids": 4096, "users": 4096, "units": 64}
 """So many of each are heeded. Each unit is asked of the service manager, and the whole must be told within a minute."""
 _KEYS: Final = ("uids", "users", "units")
 _PARTS: Final = re.compile(r"user|uid|unit|worker|slice")
+_PARTS_OF_UNITS: Final = re.compile(r"unit|slice|service|scope")
 _SECTIONS: Final = ("redirect", "redirection", "workers")
 _ALIKE: Final = 0.75
 _DEEPEST: Final = 16
@@ -57,13 +58,24 @@ def is_like_a_list(key: str) -> bool:
     return bool(_PARTS.search(plain)) or _is_like(plain, _KEYS)
 
 
+def is_like_units(key: str) -> bool:
+    """Whether a key is likely to be the list of units, misspelt: a name there need not say of which kind it is."""
+    plain = _plain(key.rpartition(".")[2])
+    return bool(_PARTS_OF_UNITS.search(plain)) or _is_like(plain, ("units",))
+
+
 def is_like_the_section(name: str) -> bool:
     """Whether the name of a section is likely to be ``redirect``, misspelt."""
     return _is_like(_plain(name), _SECTIONS)
 
 
-def sorted_out(words: Iterable[str]) -> Meant:
-    """What each word can be by its shape."""
+def sorted_out(words: Iterable[str], units: Iterable[str] = ()) -> Meant:
+    """What each word can be by its shape.
+
+    Args:
+        words: all of them.
+        units: those of them that may be names of units without their kind.
+    """
     found: dict[str, dict[str, None]] = {"uids": {}, "users": {}, "units": {}}
     for word in filter(None, words):
         if match := _RANGE.fullmatch(word.strip()):
@@ -71,6 +83,7 @@ def sorted_out(words: Iterable[str]) -> Meant:
             continue
         kind = "uids" if _NUMBER.match(word) else "units" if _UNIT.match(word) else "users"
         found[kind][word] = None
+    found["units"] |= dict.fromkeys(word for word in units if word in found["users"])
     return Meant(**{kind: tuple(names)[: MOST[kind]] for kind, names in found.items()})
 
 

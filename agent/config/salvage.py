@@ -14,6 +14,7 @@ from agent.config.meant import (
     by_unknown_keys,
     is_like_a_list,
     is_like_the_section,
+    is_like_units,
     ranges_in,
     sorted_out,
     words_in,
@@ -51,7 +52,7 @@ def named_workers(path: Path) -> Redirect:
     for key, names in (*_in_tree(words), *_in_text(words)):
         if key in found:
             found[key] += names
-        for kind, those in sorted_out(names)._asdict().items():
+        for kind, those in sorted_out(names, names if is_like_units(key) else ())._asdict().items():
             found[kind] += those
     usual = Redirect()
     return Redirect(

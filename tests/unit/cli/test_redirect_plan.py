@@ -161,19 +161,23 @@ def test_who_may_be_meant_is_neither_led_nor_the_machine(tmp_path: Path) -> None
     assert chain.index("@refused return") < chain.index("@others return") < chain.index("redirect to")
 
 
+@pytest.mark.parametrize("key", ["units", "unit", "Units", "slice", "services"])
 @pytest.mark.parametrize("text", ["batch", "/batch.slice", "root.slice/batch.slice"])
 def test_jobs_of_a_unit_that_is_named_without_its_kind_are_not_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str
 ) -> None:
-    """Root's too: whoever writes `batch` means batch.slice or batch.service, and the mistake closes them with all others."""
+    """Root's too: whoever writes `batch` means batch.slice or batch.service, and the mistake refuses them."""
     monkeypatch.setattr(systemctl, "UNIFIED", tmp_path)
     (tmp_path / "cgroup.procs").touch()
     (tmp_path / "batch.slice").mkdir()
     path = tmp_path / "config.toml"
-    path.write_text(f'[redirect]\nuids = []\nunits = ["{text}"]\n')
-    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
-    assert "redirect.units" in made["error"]
-    assert '"batch.slice"' in made["closed"]
+    for beside in ("", "port = -1\n", "[broken"):
+        path.write_text(f'[redirect]\nuids = []\n{key} = ["{text}"]\n{beside}')
+        made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+        said = (made["error"], *made["notes"])
+        assert beside or any(f"redirect.{key}" in str(one) for one in said)
+        for script in (*made["scripts"], made["closed"]):
+            assert '"batch.slice"' in script
 
 
 def test_a_mistake_refuses_whoever_may_be_meant_too(tmp_path: Path) -> None:
@@ -238,6 +242,9 @@ def test_who_may_be_meant_by_a_name_that_nobody_has_is_refused(tmp_path: Path, n
     assert made["uids"] == []
     assert made["refused"] == [[1, 1]]
     assert "(uid 1) may be meant, and is refused" in made["pending"][0]
+    made = plan(tmp_path, f'uids = []\nuser = ["{name}"]')
+    assert (made["uids"], made["refused"]) == ([], [[1, 1]])
+    assert made["notes"] == ["redirect.user: unknown key, left out: who is named there is refused"]
 
 
 @pytest.mark.parametrize(
@@ -260,12 +267,14 @@ def test_all_who_may_be_meant_by_one_text_are_refused(tmp_path: Path, name: str)
     assert made["uids"] == []
     assert made["refused"] == [[1, 2]]
     assert "may be meant, and " in made["pending"][0]
+    assert plan(tmp_path, f'uids = []\nuser = ["{name}"]')["refused"] == [[1, 2]]
 
 
 @pytest.mark.parametrize("name", ["*", "??", "0", "ro*t", "nobody-is-called-so"])
 def test_nobody_is_refused_for_what_names_nobody(tmp_path: Path, name: str) -> None:
-    """A star alone names no one, and root is never refused."""
-    assert plan(tmp_path, f'uids = []\nusers = ["{name}"]')["refused"] == []
+    """A star alone names no one, and root is never refused; by a key that is not known neither."""
+    for key in ("users", "user"):
+        assert plan(tmp_path, f'uids = []\n{key} = ["{name}"]')["refused"] == []
 
 
 def test_who_may_be_meant_does_not_become_a_worker_by_being_looked_up_again(
