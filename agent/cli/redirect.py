@@ -300,7 +300,7 @@ class _Holder:
         end = asked + planning.PLAN_SECONDS + 5
         while (now := time.monotonic()) < end and (is_known or now < asked + CLOSED_SECONDS):
             document = self._document()
-            is_known = is_known or document is not None
+            is_known = is_known or (document is not None and document["pid"] == self.pid)
             if document is not None and self._has_done(command, asked, document):
                 return document
             time.sleep(0.05)
@@ -313,7 +313,10 @@ class _Holder:
         done = document.get("done")
         if isinstance(done, dict):
             return bool(done.get(command, 0.0) >= asked)
-        # An earlier release does not say what it has done, and an older one not by whom it is closed.
+        # An earlier release does not say what it has done, and an older one not by whom it is closed. (The state of a
+        # process before this one, where this one has no room to replace it, says nothing.)
+        if document["pid"] != self.pid:
+            return False
         if command == heard.CLOSE:
             return bool(document.get("by_command", document["state"] == "closed"))
         return bool(document["plans"] > self._first.get("plans", 0))
