@@ -298,11 +298,11 @@ class Rules:
 
 
 def _before() -> tuple[lasting.Range, ...]:
-    """The system users who were workers before. Where that cannot be read, whom the kernel has stays in its table."""
+    """The system users who were workers before; where that cannot be read, whoever may be."""
     try:
         return lasting.read()
     except HostError:
-        return ()
+        return lasting.UNCLEAR
 
 
 def _leading(*, is_library: bool, seconds: float) -> tuple[str, ...]:

@@ -81,12 +81,31 @@ sh -c "$WATCH" &
 until test -e "$ASKED"; do :; done
 until nft list table inet credential_agent_closed >&2; do :; done; echo closed
 """
+# Who is refused at the next boot, by each that says so.
+WATCHED = """
+printf %s "$RULES" >"$CLOSED"
+sh -c "$WATCH" &
+until nft list table inet credential_agent_closed >&2; do :; done
+until test -e "$GATES"; do :; done
+nft list set inet credential_agent_closed worker_uids | tr -d " \n" | sed -n "s/.*elements={\\([^}]*\\).*/\\1/p"
+"""
+BOOTED = """
+printf %s "$RULES" >"$CLOSED"
+sh -c "$WATCH" closed "$MARK"
+nft list set inet credential_agent_closed worker_uids | tr -d " \n" | sed -n "s/.*elements={\\([^}]*\\).*/\\1/p"
+"""
+WITHOUT_NFT = """
+SERVICE_RESULT=exit-code sh -c "$WATCH" closed "$MARK" >&2
+ip rule | sed -n "s/.*to 169.254.169.254 iif lo uidrange \\(.*\\) goto 170.*/\\1/p" | paste -sd , | sed "s/\\b\\([0-9][0-9]*\\)-\\1\\b/\\1/g"
+"""
 
 
-def _said(directory: Path, script: str, *, patience: int = 10, **env: str) -> subprocess.CompletedProcess[str]:
-    """What the script says beside what watches."""
-    unit = (ROOT / "systemd/credential-agent-watch.service").read_text()
-    (words,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.MULTILINE | re.DOTALL)
+def _said(
+    directory: Path, script: str, *, patience: int = 10, unit: str = "watch", line: str = "ExecStart=", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """What the script says beside what watches, or with another unit's words."""
+    text = (ROOT / f"systemd/credential-agent-{unit}.service").read_text()
+    (words,) = re.findall(rf"^{re.escape(line)}/bin/sh -c '(.*?)'[^']*$", text, re.MULTILINE | re.DOTALL)
     for written, meant in (
         ("\\\n", " "),
         ("\\\\", "\\"),
@@ -94,16 +113,25 @@ def _said(directory: Path, script: str, *, patience: int = 10, **env: str) -> su
         ("%%", "%"),
         ("/run/credential-agent-redirect", str(directory)),
         ("/etc/credential-agent/closed.nft", str(directory / "closed.nft")),
+        ("/etc/credential-agent/closed.d/workers", str(directory / "workers")),
         ("timeout -k 1 10", f"timeout -k 1 {patience}"),
     ):
         words = words.replace(written, meant)
     manager = directory / "systemctl"
-    manager.write_text("#!/bin/sh\n")
+    manager.write_text('#!/bin/sh\ntouch "$GATES"\n')
     manager.chmod(0o755)
     path = f"{directory}:/usr/sbin:/usr/bin:/sbin:/bin"
     return subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script],
-        env={"PATH": path, "RULES": nft.refusal(), "WATCH": words, **env},
+        env={
+            "PATH": path,
+            "RULES": nft.refusal(),
+            "WATCH": words,
+            "CLOSED": str(directory / "closed.nft"),
+            "GATES": str(directory / "gates"),
+            "MARK": str(directory / "unroutable"),
+            **env,
+        },
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
@@ -134,5 +162,28 @@ def test_an_nft_that_hangs_is_not_waited_for_when_another_can_be_used(tmp_path: 
     hung = tmp_path / "nft"
     hung.write_text(HANGS_ONCE)
     hung.chmod(0o755)
-    done = _said(tmp_path, MENDED, patience=1, ASKED=str(tmp_path / "asked"), CLOSED=str(tmp_path / "closed.nft"))
+    done = _said(tmp_path, MENDED, patience=1, ASKED=str(tmp_path / "asked"))
     assert done.stdout.splitlines() == ["closed"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "by",
+    [(WATCHED, "watch", "ExecStart="), (BOOTED, "closed", "ExecStart="), (WITHOUT_NFT, "closed", "ExecStopPost=+")],
+    ids=["watch", "boot", "without nft"],
+)
+@pytest.mark.parametrize(
+    ("written", "refused"),
+    [(None, ""), ("", ""), ("700\n33-34\nnonsense\n", "33-34,700"), (Path("/proc/self/mem"), "1-999,4294967294")],
+    ids=["absent", "empty", "some", "refused"],
+)
+def test_who_was_a_worker_is_anybody_where_the_disk_does_not_say_it(
+    tmp_path: Path, by: tuple[str, str, str], written: str | Path | None, refused: str
+) -> None:
+    """A file that is not there names nobody; one that cannot be read may name any user of the system's."""
+    if isinstance(written, Path):
+        (tmp_path / "workers").symlink_to(written)  # its first page cannot be read: EIO
+    elif written is not None:
+        (tmp_path / "workers").write_text(written)
+    script, unit, line = by
+    done = _said(tmp_path, script, unit=unit, line=line)
+    assert sorted(done.stdout.strip().split(",")) == sorted(refused.split(",")), done.stderr
