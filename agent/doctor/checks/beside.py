@@ -11,10 +11,17 @@ from agent.doctor.finding import Finding, fail, warn
 
 CHECK: Final = "daemon"
 MAY_STOP: Final = {
-    "credential-agent-watch.service": "once the redirection stops, another program can open what is closed",
-    "credential-agent-courier.socket": "couriers can bring no bundle",
+    "credential-agent-watch.service": (
+        "once the redirection stops, another program can open what is closed",
+        "systemctl start credential-agent-watch.service",
+    ),
+    # It cannot be made beside its service, which runs without it where it could not be made before; they stop together.
+    "credential-agent-courier.socket": (
+        "couriers can bring no bundle",
+        "systemctl restart credential-agent.service",
+    ),
 }
-"""What may be stopped while workers are served, and what is missing then."""
+"""What workers can be served without, what is missing then, and what starts it."""
 MANY: Final = 2
 MASKED: Final = (
     "is masked: systemd starts it for nobody, since a link stands in the place of its file; "
@@ -43,7 +50,8 @@ def unit(one: Unit, units: Mapping[str, Unit]) -> Iterator[Finding]:
         said = f"process {pids} is stopped (SIGSTOP, or a debugger): nobody is answered"
         yield fail(CHECK, said, f"kill -CONT {pids}", about=one.name)
     elif one.name in MAY_STOP and one.active == "inactive" and one.enabled == "enabled":
-        yield warn(CHECK, f"it is stopped: {MAY_STOP[one.name]}", f"systemctl start {one.name}", about=one.name)
+        lacking, command = MAY_STOP[one.name]
+        yield warn(CHECK, f"it is stopped: {lacking}", command, about=one.name)
     for name in one.triggers:
         if name in units and units[name].load == "not-found":
             said = f"it starts {name}, which is not there: an installation was broken off; install the agent again"

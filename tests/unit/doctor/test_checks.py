@@ -126,6 +126,8 @@ CASES = [
          "daemon", Level.FAIL, "does not answer", "systemctl restart credential-agent-control.socket credential-agent.service"),
     Case("the watch is stopped", with_(units=beside("credential-agent-watch.service", active="inactive", enabled="enabled")),
          "daemon", Level.WARN, "it is stopped", "systemctl start credential-agent-watch.service"),
+    Case("couriers have no socket", with_(units=beside("credential-agent-courier.socket", active="inactive", enabled="enabled")),
+         "daemon", Level.WARN, "couriers can bring no bundle", "systemctl restart credential-agent.service"),
     Case("stopped by a signal", with_(units=unit(active="active", sub="running", result="success", pid=42, process="T"), control=silent()),
          "daemon", Level.FAIL, "SIGSTOP", "kill -CONT 42"),
     Case("held by the kernel", with_(units=unit(active="active", result="success", pid=42, process="D"), control=silent()),
