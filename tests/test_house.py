@@ -387,7 +387,7 @@ def test_every_error_is_raised_somewhere() -> None:
 
 # -- one owner of what changes ----------------------------------------------------------------------------------------
 
-DURABLE = {"BundleAccepted", "BundleRevoked", "MemoryAdopted", "MemoryReset", "MemoryDoubted"}
+DURABLE = {"BundleAccepted", "BundleRevoked", "MemoryAdopted", "MemoryReset", "MemoryRecalled", "MemoryDoubted"}
 """The events that change what outlives the process: of agent/controller/durable.py alone."""
 
 CHANGING = {"apply", "take", "due", "tick"}

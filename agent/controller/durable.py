@@ -40,6 +40,7 @@ from agent.identity.events import (
     BundleRevoked,
     MemoryAdopted,
     MemoryDoubted,
+    MemoryRecalled,
     MemoryReset,
 )
 from agent.identity.store import Store
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 class Durable:
-    """See the module.
+    """See the module. Long because it is the one owner: whoever changes what outlives the process does so here.
 
     Args:
         store: the state machine, whose memory is written.
@@ -220,6 +221,10 @@ class Durable:
         if self._store.memory.active is None:
             self.sealed = None
         self._ask(self._store.memory, self.sealed)
+
+    def recall(self, memory: Memory) -> bool:
+        """Know what could not be read at the start, unless something is in force or in doubt; whether it is so."""
+        return self._store.take(MemoryRecalled(memory), self._clock.now())
 
     def doubt(
         self, why: str, instance_id: str = "", boot_id: str = "", firmware: Mapping[str, str] | None = None

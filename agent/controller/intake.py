@@ -34,7 +34,7 @@ from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
 from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import STATE, Ack, Source
-from agent.core.verdict import Accepted, Refused, Same
+from agent.core.verdict import Accepted, Memory, Refused, Same
 from agent.identity.events import BundleResuming, TrustNarrowed
 from agent.identity.store import Store
 from agent.identity.whose import Whose
@@ -346,6 +346,17 @@ class Intake:
                 self._retries.take(held)
                 self._retries.keep(held, 0, 0.0)
         self._wake()  # the loop tells what changed
+
+    def recall(self, memory: Memory, sealed: bytes | None) -> None:
+        """Know what could not be read at the start, and put the bundle that it names back in force. Returns at once."""
+
+        async def resumed() -> None:
+            await self.resume(sealed)
+            self._wake()
+
+        if self._durable.recall(memory):
+            self._log.info("memory.recalled")
+            self._tasks.spawn(resumed(), name="resume")
 
     def _resuming(self, why: str | None) -> None:
         self._store.apply(BundleResuming(why), self._clock.now())

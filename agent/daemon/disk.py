@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, NamedTuple
 
 from agent.core.errors import HostError
@@ -71,15 +71,22 @@ class Later:
     Args:
         state: the directory.
         reading: reads it.
+        recalled: is told the memory and the sealed bundle that the system refused to read at the start.
 
     Attributes:
         history_read: whether the history that an earlier process wrote was taken back, or never will be. Before that
             none is written: it would be written over.
     """
 
-    def __init__(self, state: StateDirectory, reading: asyncio.Task[Read]) -> None:
+    def __init__(
+        self,
+        state: StateDirectory,
+        reading: asyncio.Task[Read],
+        recalled: Callable[[Memory, bytes | None], None] = lambda _memory, _sealed: None,
+    ) -> None:
         self._state = state
         self._reading = reading
+        self._recalled = recalled
         self._ours = False  # what the disk holds is what we wrote
         self._beside: Memory | None = None  # what could not be read at the start: nothing of it is taken back
         self.history_read = False
@@ -92,7 +99,9 @@ class Later:
                 return  # a name was learned, say: what may lie there is worth more, and the next start may read it
             # It may be readable by now. What is not even now is written over: else nothing would be durable again.
             with contextlib.suppress(HostError):
-                self._beside = (await asyncio.to_thread(self._state.load))[0]
+                found, beside = await asyncio.to_thread(self._state.load)
+                self._beside = found
+                self._recalled(found, beside)  # before what is written comes into force: it is evaluated again
         if not self._ours and not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")
         if self._beside is not None and _may_be_of_one(memory, self._beside):

@@ -72,7 +72,6 @@ class Restorer:
         rng: for the store and the controller.
 
     Attributes:
-        clock: time.
         began: since when a first bundle is waited for, in seconds of the machine's uptime.
         gap: whether the machine stood still.
         token_key: of the EC2 session tokens.
@@ -205,7 +204,7 @@ class Restorer:
             since = aged(lived, now, same_boot=same_boot, replaced=replaced)
             anothers = self._evaluate(remembered, name) is Whose.ANOTHERS
             self._prepared.age.begin(remembered, None if anothers else since)
-        self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
+        self._recorder = disk.Later(self._prepared.state, self._remembered.reading, self._recalled)
         awaited, policy = self._awaited(named), compose.policy(self._settings)
         store = Store(policy, remembered, now, self._rng, waited=waited, brought=brought, awaited=awaited)
         self.controller = Controller(
@@ -250,6 +249,10 @@ class Restorer:
         self.controller.history.restore(() if self._anothers else found)
         self._recorder.history_read = True
 
+    def _recalled(self, memory: Memory, sealed: bytes | None) -> None:
+        if self._evaluate(memory, self.controller.store.memory.instance_id) is Whose.OURS:
+            self.controller.intake.recall(memory, sealed)
+
     async def _resume(self, name: str, found: list[Machine], *, write: bool) -> None:
         await self._identified(name, found, self._settings.identity.audience, write=write)
         self.give_back()
@@ -270,10 +273,7 @@ class Restorer:
             self.give_back()
 
     async def identify_anew(self, found: list[Machine], name: str) -> None:
-        """Act on what the services say of a machine that runs; an empty ``name``: none says that it is still this one.
-
-        Returns when it is known again.
-        """
+        """Act on what the services say of a machine that runs, until it is known; no ``name``: none says it is this."""
         self._who.audiences = frozenset()  # those of the name before: until it is said again, nothing is for us by it
         self._prepared.opening.answer_to(self.audience(), ())
         await self._identified(name, found, self.audience(), verdict=None if name else Whose.UNKNOWN)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken
-from agent.core.verdict import Accepted, Failure, Key, Notice, Policy, Work
+from agent.core.verdict import Accepted, Failure, Key, Memory, Notice, Policy, Work
 from agent.core.view import Facts
 
 # -- the events -------------------------------------------------------------------------------------------------------
@@ -149,6 +149,12 @@ class MemoryReset(msgspec.Struct, frozen=True):
     firmware: Mapping[str, str] = {}
 
 
+class MemoryRecalled(msgspec.Struct, frozen=True):
+    """The memory that the system refused to read at the start was read after all, and is this machine's."""
+
+    memory: Memory
+
+
 class MemoryDoubted(msgspec.Struct, frozen=True):
     """It is not known whether the memory is this machine's."""
 
@@ -238,6 +244,7 @@ Event = (
     | MachineObserved
     | MemoryAdopted
     | MemoryReset
+    | MemoryRecalled
     | MemoryDoubted
     | BundleResuming
     | Holding

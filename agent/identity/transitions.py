@@ -21,6 +21,7 @@ event                  what it does
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
 ``MemoryReset``        nothing is left of what was the other machine's; what was brought to this one stays remembered
+``MemoryRecalled``     what the disk knew counts, as long as nothing is in force and nothing in doubt
 ``MemoryDoubted``      what the memory decided is pending
 ``BundleResuming``     what was in force is pending, or no longer
 ``Holding``            (at a start) the slot holds what an earlier process held
@@ -56,7 +57,7 @@ from msgspec.structs import replace
 from agent.core.model import INSTANCE, Action, Bundle, Cloud, base_cloud_of, base_of
 from agent.core.verdict import Failure, Key, Work
 from agent.core.view import Live, Origin
-from agent.identity import admission, slots
+from agent.identity import admission, slots, streams
 from agent.identity.events import (
     Applied,
     BundleAccepted,
@@ -75,6 +76,7 @@ from agent.identity.events import (
     MachineObserved,
     MemoryAdopted,
     MemoryDoubted,
+    MemoryRecalled,
     MemoryReset,
     PolicyChanged,
     Remnant,
@@ -445,6 +447,20 @@ def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.R
     return _purged(replace(_settled(state), memory=memory, machine={}), now), APPLIED
 
 
+def memory_recalled(state: State, event: MemoryRecalled, _now: datetime, _rng: random.Random) -> Step:
+    """Know what the disk knew. Applied: its bundle may come back into force, unless something came meanwhile.
+
+    Where nothing did, what stood for the memory has had its time.
+    """
+    if state.doubt is not None or state.bundle is not None:
+        return state, NOTHING
+    read, ours = event.memory, state.memory
+    both = read if read.marks and not ours.marks else streams.united(ours, read)
+    name = ours.instance_id or read.instance_id
+    memory = replace(both, instance_id=name, boot_id=ours.boot_id, firmware=ours.firmware)
+    return changed(replace(state, memory=memory)), APPLIED
+
+
 def memory_doubted(state: State, event: MemoryDoubted, now: datetime, _rng: random.Random) -> Step:
     """The clouds that the memory decided are pending until it is adopted or reset.
 
@@ -535,6 +551,7 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
     MachineObserved: machine_observed,
     MemoryAdopted: memory_adopted,
     MemoryReset: memory_reset,
+    MemoryRecalled: memory_recalled,
     MemoryDoubted: memory_doubted,
     Holding: holding_restored,
     Waiting: waiting_restored,

@@ -16,7 +16,7 @@ import structlog
 
 from agent.core.errors import HostError
 from agent.core.history import Entry
-from agent.core.model import Cloud
+from agent.core.model import Cloud, SealedBundle
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
 from agent.daemon import disk, grace, remembered, unending
@@ -27,7 +27,7 @@ from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
 from tests.system.harness import AUDIENCE
-from tests.unit.daemon.life import BOOT, OTHER_BOOT, OTHER_UUID, Life, Machines, patient
+from tests.unit.daemon.life import BOOT, OTHER_BOOT, OTHER_UUID, Life, Machines, patient, sealed_for
 from tests.unit.daemon.test_reload_between import come_true
 
 OURS = "config:i-1"
@@ -243,6 +243,48 @@ class TestABrokenMemory:
                 assert life.in_force() == 1
 
         with_service(tmp_path, scenario)
+
+    @pytest.mark.parametrize(
+        ("brought", "outcomes", "left"),
+        [(1, {"refused"}, 2), (2, {"accepted", "same"}, 2), (3, {"accepted"}, 3)],
+        ids=["an old one", "the same", "a successor"],
+    )
+    def test_what_could_not_be_read_at_the_start_counts_before_a_bundle_is_in_force(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int, outcomes: set[str], left: int
+    ) -> None:
+        """It can be read by now: an old bundle is refused, and what was in force comes back without another start."""
+        read, refuses, seen = read_plain, True, set[int | None]()
+
+        def failing(path: Path, most: int) -> bytes:
+            if path.name == state.MEMORY_FILE and refuses:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path, most)
+
+        async def scenario(machines: Machines) -> None:
+            nonlocal refuses
+            await machines.live(OURS, seq=2)
+            machines.watching = lambda life: seen.add(life.in_force())
+            monkeypatch.setattr(remembered, "AGAIN_SECONDS", ())
+            monkeypatch.setattr(state, "read_plain", failing)
+            machines.stored.clear()
+            async with machines.start() as life:
+                assert life.in_force() is None
+                refuses = False
+                sealed = sealed_for(machines.before, seq=brought)
+                if brought == 2:
+                    sealed = next(machines.state.glob("bundle-*.jose")).read_bytes()
+                ack = await life.controller.intake.submit(SealedBundle(sealed, "push"))
+                assert ack.outcome in outcomes, ack
+                await come_true(lambda: life.in_force() == left)
+                assert life.store.memory.decided.keys() == {Cloud.AWS}
+            assert 1 not in seen
+            written = machines.written()
+            assert written.active == written.marks[0]
+            assert [mark.seq for mark in written.marks] == [left]
+            async with machines.start() as life:
+                assert life.in_force() == left
+
+        play(tmp_path, scenario)
 
     @pytest.mark.parametrize("passes", [True, False])
     def test_a_sealed_copy_that_cannot_be_read_just_then_is_in_force_once_it_can(

@@ -7,13 +7,18 @@ from datetime import datetime, timedelta
 
 from agent.core.model import Cloud, Credential, Grant, IdToken
 from agent.core.secret import Secret
-from agent.core.verdict import Accepted, Failure, Policy, SlotStatus, Work
+from agent.core.verdict import Accepted, Failure, Memory, Policy, SlotStatus, Work
 from agent.core.view import Facts, Origin
 from agent.identity import events, leftovers, notices, standing, until
 from agent.identity.store import Store as Shell
 
 DURABLE = (
-    events.BundleAccepted | events.BundleRevoked | events.MemoryAdopted | events.MemoryReset | events.MemoryDoubted
+    events.BundleAccepted
+    | events.BundleRevoked
+    | events.MemoryAdopted
+    | events.MemoryReset
+    | events.MemoryRecalled
+    | events.MemoryDoubted
 )
 """The events that one owner alone may let happen (``tests/test_house.py``)."""
 
@@ -69,6 +74,9 @@ class Store(Shell):
         self, instance_id: str, now: datetime, boot_id: str = "", firmware: Mapping[str, str] | None = None
     ) -> None:
         self.apply(events.MemoryReset(instance_id, boot_id, firmware or {}), now)
+
+    def recall(self, memory: Memory) -> bool:
+        return self.take(events.MemoryRecalled(memory), self.state.grace_until)
 
     def doubt(self, why: str) -> None:
         self.apply(events.MemoryDoubted(why), self.state.grace_until)

@@ -6,6 +6,7 @@ import random
 from datetime import datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from agent.core.model import Action, AwsKeys, Bundle, Cloud, Env, GcpAuthorizedUser, OnExpiry
 from agent.core.secret import Secret
@@ -210,6 +211,49 @@ class TestSticky:
 
         assert isinstance(s.answer(Cloud.AWS, START), Live)
         assert s.memory == Memory("i-2")
+
+
+class TestRecall:
+    """The memory could not be read at the start, every cloud is closed for it, and now it is read."""
+
+    KNOWN = take(store(), bundle(session(), seq=2, on_expiry=OnExpiry.FALLBACK))
+    CLOSED = Memory("i-1", decided=dict.fromkeys(Cloud, OnExpiry.DENY), boot_id="now")
+
+    def test_it_counts_as_if_it_had_been_read(self) -> None:
+        """What was refused is, what was in force comes back, and no other cloud is closed; the names are the present's."""
+        s = store(self.CLOSED)
+        assert s.recall(replace(self.KNOWN, instance_id="", boot_id="before"))
+        assert s.memory == replace(self.KNOWN, boot_id="now")
+        assert isinstance(s.evaluate(bundle(session(), seq=1), START), Refused)
+        take(s, bundle(session(), seq=2, on_expiry=OnExpiry.FALLBACK), resume=True)
+
+    @pytest.mark.parametrize("subject", ["team", "other"])
+    def test_what_was_withdrawn_meanwhile_stays_so(self, subject: str) -> None:
+        """Nothing comes back into force after a withdrawal, nor does the machine; no number is taken back."""
+        s = store(self.CLOSED)
+        take(s, bundle(seq=3, action=Action.WITHDRAW, subject=subject))
+        assert s.recall(self.KNOWN)
+        assert s.memory.active is None
+        assert s.memory.decided == self.CLOSED.decided
+        assert isinstance(s.evaluate(bundle(session(), seq=1), START), Refused)
+
+    def test_an_empty_one_opens_nothing(self) -> None:
+        """The file has gone since: that says nothing of what was decided."""
+        s = store(self.CLOSED)
+        s.recall(Memory())
+        assert s.memory == self.CLOSED
+
+    @pytest.mark.parametrize("doubted", [False, True])
+    def test_what_is_in_force_or_in_doubt_is_left_alone(self, doubted: bool) -> None:
+        """What was handed over is in force by its own numbers; in doubt nothing says whose either is."""
+        s = store(self.CLOSED)
+        if doubted:
+            s.doubt("whose?")
+        else:
+            take(s, bundle(session(), seq=1))
+        before = s.memory
+        assert not s.recall(self.KNOWN)
+        assert s.memory is before
 
 
 class TestSequence:
