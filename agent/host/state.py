@@ -30,7 +30,7 @@ import msgspec
 from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.instants import in_utc
-from agent.core.model import Cloud
+from agent.core.model import Cloud, OnExpiry
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.core.verdict import Memory
@@ -347,9 +347,10 @@ class StateDirectory:
 def closed_memory(instance_id: str) -> Memory:
     """The memory to go on with when the real one is unreadable: every cloud counts as decided by a bundle.
 
-    An attacker who can garble the file, or a dying disk, must not give workers the machine's own identity.
+    An attacker who can garble the file, or a dying disk, must not give workers the machine's own identity. So nor does
+    what the configuration says of a bundle's end: a withdrawal may have been the last word.
     """
-    return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud))
+    return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud, OnExpiry.DENY))
 
 
 async def _write_aside(path: Path, data: bytes) -> None:

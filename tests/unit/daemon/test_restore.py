@@ -137,16 +137,24 @@ class TestOurs:
 
 
 class TestABrokenMemory:
-    def test_it_is_replaced_by_one_that_allows_nothing(self, tmp_path: Path) -> None:
-        """The next start must not find an empty one: that would be the machine's own identity after a withdrawal."""
+    @pytest.mark.parametrize("on_expiry", ["deny", "fallback"])
+    def test_it_is_replaced_by_one_that_allows_nothing(self, tmp_path: Path, on_expiry: str) -> None:
+        """The next start must not find an empty one: that would be the machine's own identity after a withdrawal.
+
+        Nor does it help a worker to that what the configuration says of a bundle's end: none is known to have ended.
+        """
 
         async def scenario(machines: Machines) -> None:
             await machines.live(OURS)
             machines.stored.clear()
             (machines.state / "memory.json").write_text("{")
-            async with machines.start() as life:
-                assert life.store.memory.decided.keys() == set(Cloud)
-                assert life.in_force() is None
+            for _ in range(2):
+                async with machines.start({"identity": {"on_expiry": on_expiry}}) as life:
+                    assert life.store.memory.decided.keys() == set(Cloud)
+                    assert life.in_force() is None
+                    for cloud in Cloud:
+                        assert isinstance(standing.standing(life.store.state, cloud, life.clock.now()), standing.Closed)
+                machines.stored.clear()
             assert machines.written().decided.keys() == set(Cloud)
 
         play(tmp_path, scenario)

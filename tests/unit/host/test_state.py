@@ -461,7 +461,7 @@ def test_without_a_descriptor_what_is_withdrawn_goes_all_the_same(
 
 def test_the_closed_memory_closes_everything() -> None:
     """The memory to go on with after a broken one counts every cloud as decided by a bundle."""
-    assert set(closed_memory("i-1").decided) == set(Cloud)
+    assert closed_memory("i-1").decided == dict.fromkeys(Cloud, OnExpiry.DENY)
     assert closed_memory("i-1").instance_id == "i-1"
     assert closed_memory("i-1").active is None
 
