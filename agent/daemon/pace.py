@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from agent.serve.proxy import LARGE_BYTES
-from agent.snapshot.messages import ControllerSays, Passed
+from agent.snapshot.messages import Passed
 
 MOST_HELD_BYTES: Final = 256 << 20
 """Of answers that wait for their turn. More than an honest server's long polls bring at once, less than we may have."""
@@ -41,10 +41,10 @@ class Paced(asyncio.Protocol):
         """See :class:`asyncio.BaseProtocol`."""
         self._taken.set()
 
-    async def in_turn(self, message: ControllerSays) -> ControllerSays:
-        """Return ``message`` when it may be written: before anything else is waited for. A small one may be at once."""
-        if isinstance(message, Passed) and len(message.body) > LARGE_BYTES:
-            self._held += len(message.body)
+    async def in_turn(self, answer: Passed) -> Passed:
+        """Return ``answer`` when it may be written: before anything else is waited for. A small one may be at once."""
+        if len(answer.body) > LARGE_BYTES:
+            self._held += len(answer.body)
             try:
                 if self._held > MOST_HELD_BYTES:
                     structlog.get_logger().error("server.cut_off", why="it does not read what it is told")
@@ -52,5 +52,5 @@ class Paced(asyncio.Protocol):
                 async with self._turn:
                     await self._taken.wait()
             finally:
-                self._held -= len(message.body)
-        return message
+                self._held -= len(answer.body)
+        return answer

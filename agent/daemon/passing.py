@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from urllib.parse import urlencode
 
@@ -49,8 +49,15 @@ _QUERIED: Final = frozenset({"recursive", "alt", "wait_for_change", "timeout_sec
 _SPELT: Final = {"recursive": ("true",), "wait_for_change": ("true",), "alt": ("json", "text")}
 
 
+InTurn = Callable[[Passed], Awaitable[Passed]]
+
+
 class NotAskedError(Exception):
     """It may not be asked that."""
+
+
+async def _at_once(answer: Passed) -> Passed:
+    return answer
 
 
 class _Bounds:
@@ -63,7 +70,7 @@ class _Bounds:
         seconds: how long a question may take from when it was let in, long polls apart.
 
     Attributes:
-        most, under_way: at once; by whether it is a long poll.
+        most, under_way: at once, until the answer is written; by whether it is a long poll.
         asked, made: how often.
     """
 
@@ -106,18 +113,30 @@ class Passing:
         seconds = {Cloud.AWS: settings.ec2_upstream_seconds, Cloud.GCP: settings.gce_upstream_seconds}
         self._bounds = {cloud: _Bounds(settings.passed_connections, seconds[cloud]) for cloud in services}
 
-    async def ask(self, wanted: Pass) -> Passed:
-        """Ask, if that may be asked."""
+    async def ask(self, wanted: Pass, in_turn: InTurn = _at_once) -> Passed:
+        """Ask, if that may be asked.
+
+        Args:
+            wanted: what.
+            in_turn: returns the answer when it may be written. So long it is under way: it is in our memory.
+        """
         refused = Passed(wanted.number, 0)
         try:
             below, query = self._allowed(wanted)
         except (NotAskedError, TargetError, WireError):
             return refused
-        polls, was_decided = query.wait_for_change, self.decided(wanted.cloud)
-        bounds = self._bounds[wanted.cloud]
+        polls, bounds = query.wait_for_change, self._bounds[wanted.cloud]
         if bounds.under_way[polls] >= bounds.most[polls]:
             return refused
         bounds.under_way[polls] += 1
+        try:
+            answer = await self._answered(wanted, below, query)
+            return await in_turn(refused if answer is None else answer)
+        finally:
+            bounds.under_way[polls] -= 1
+
+    async def _answered(self, wanted: Pass, below: tuple[str, ...], query: gce.Query) -> Passed | None:
+        was_decided = self.decided(wanted.cloud)
         try:
             async with asyncio.timeout(min(wanted.seconds, LONGEST_SECONDS)):
                 answer = await self._services[wanted.cloud].request(
@@ -129,11 +148,9 @@ class Passing:
                     max_bytes=MAX_BODY_BYTES,
                 )
         except (TimeoutError, UpstreamError):
-            return refused
-        finally:
-            bounds.under_way[polls] -= 1
+            return None
         if not 200 <= answer.status <= 599 or self.decided(wanted.cloud) is not was_decided:
-            return refused
+            return None
         kept = tuple(
             (name, value[:4096])
             for name in KEPT_HEADERS

@@ -369,7 +369,7 @@ class Server(Paced):
                 if (task := self._tasks.get(said.number)) is not None:
                     task.cancel()
             case Pass():
-                self._begin(said.number, servers.passing.ask(said), Passed(said.number, 0))
+                self._begin(said.number, servers.passing.ask(said, self.in_turn), Passed(said.number, 0))
             case Mint() | MintScoped():
                 self._begin(said.number, self._mint(said), Minted(said.number, why="it cannot be minted"))
 
@@ -399,7 +399,7 @@ class Server(Paced):
 
     async def _answer(self, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
         try:
-            self.say(await self.in_turn(await work))
+            self.say(await work)
         except Exception as error:  # noqa: BLE001 - the border: nothing that a server asks may end the controller
             structlog.get_logger().error("request.crashed", path="", error=type(error).__name__, exc_info=error)
             self.say(failed)

@@ -291,6 +291,39 @@ def test_so_many_are_under_way_at_once(connections: int, plain: int, polls: int)
 
 
 @pytest.mark.parametrize(
+    ("target", "most"),
+    [("/latest/meta-data/hostname", 18), (f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10", 10)],
+)
+def test_what_waits_to_be_written_is_under_way(target: str, most: int) -> None:
+    """A server that asks on and reads no answer has as many in our memory as it may have asked at once, and no others."""
+
+    async def storm() -> list[int]:
+        real, room = Everything(), asyncio.Semaphore(0)
+        taken = Taken(real, passed_connections=10)
+
+        async def in_turn(answer: Passed) -> Passed:
+            await room.acquire()
+            return answer
+
+        cloud = Cloud.GCP if MACHINE in target else Cloud.AWS
+        found = []
+        many = []
+        for written in (0, 1, most):
+            for _ in range(written):
+                room.release()
+            many += [asyncio.create_task(taken.passing.ask(Pass(1, cloud, "GET", target, (), None, 1.0), in_turn))
+                     for _ in range(most + 3)]  # fmt: skip
+            for _ in range(5):
+                await asyncio.sleep(0)
+            found.append(len(real.asked))
+        for one in many:
+            one.cancel()
+        return found
+
+    assert run(storm()) == [most, most + 1, 2 * most + 1]
+
+
+@pytest.mark.parametrize(
     ("target", "method", "most"),
     [
         ("/latest/meta-data/hostname", "GET", ASKED_AT_ONCE + 0.5 * ASKED_PER_SECOND),

@@ -29,6 +29,7 @@ from agent.serve.audit import Ledger
 from agent.serve.handling import Access
 from agent.serve.link import Link
 from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED
+from agent.serve.proxy import CONCURRENCY, MADE_CONCURRENCY
 from agent.serve.tally import Tally
 from agent.snapshot import ServeSettings
 from agent.snapshot.frames import frame_from_server, frame_of, frame_of_snapshot, from_controller
@@ -465,6 +466,21 @@ async def test_one_that_reads_its_answers_goes_on_however_many_there_are(monkeyp
             (told,) = await heard(reader, 1)
             assert len(told.body) == 1 << 17
         assert controller.ended == 0
+
+
+@looped
+async def test_no_more_is_asked_for_one_that_reads_no_answer() -> None:
+    """Beside what the connection itself holds there are so many answers in memory as may be asked for at once."""
+    controller = Controller()
+    controller.real.always = answer(b"x" * (1 << 17))
+    async with controller.raw() as (_, writer):
+        for number in range(1, 301):
+            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
+            writer.write(frame_from_server(asked))
+        writer.write(frame_of(Mint(301, "the last")))
+        await come_true(lambda: controller.minted == ["the last"])
+        at_once = 2 * (CONCURRENCY + MADE_CONCURRENCY)
+        assert at_once <= len(controller.real.asked) < 2 * at_once
 
 
 @looped
