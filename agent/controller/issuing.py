@@ -79,16 +79,30 @@ class Issuing:
         self._tasks = tasks
         self._wake = wake
         self._log = structlog.get_logger()
+        self._flights: dict[asyncio.Task[None], Work] = {}
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
         self._id_pause = Pause(clock)
         self.scoped = Scoped(clock, store, issue=issuer.issue, seconds=ISSUE_TIMEOUT_SECONDS)
 
     def begin(self, work: Work) -> None:
         """Issue a credential. Returns at once."""
-        self._tasks.spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
+        flight = self._tasks.spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
+        self._flights[flight] = work
+        flight.add_done_callback(lambda _: self._wake())
+
+    def settle(self) -> None:
+        """Have what ended without a result asked for again: nobody else is, while it counts as under way.
+
+        To be called before what is due is begun. Whatever keeps us even from taking note ends the caller.
+        """
+        for flight in [one for one in self._flights if one.done()]:
+            error = None if flight.cancelled() else flight.exception()
+            if error is not None:
+                self._crashed(self._flights[flight], error)
+            del self._flights[flight]
 
     async def _issue(self, work: Work) -> None:
-        label = f"{work.key.cloud}:{work.key.grant_id}"
+        label = _label(work)
         began, asked_at = self._clock.now(), self._clock.boottime()
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
@@ -100,13 +114,14 @@ class Issuing:
             why = Failure("timeout", "it took too long", False, self._clock.now())
             self._failed(work, why, label)
         except Exception as error:  # noqa: BLE001 - the controller's border
-            self._log.error("issue.crashed", credential=label, error=type(error).__name__, exc_info=True)
-            kind = type(error).__name__
-            why = Failure("internal", f"internal error: {kind}", False, self._clock.now())
-            self._failed(work, why, label)
+            self._crashed(work, error)
         else:
             self._issued(work, issued, label, asked_at)
-        self._wake()
+
+    def _crashed(self, work: Work, error: BaseException) -> None:
+        label, kind = _label(work), type(error).__name__
+        self._log.error("issue.crashed", credential=label, error=kind, exc_info=error)
+        self._failed(work, Failure("internal", f"internal error: {kind}", False, self._clock.now()), label)
 
     async def _issue_one(self, work: Work, now: datetime) -> Issued[Credential] | None:
         if work.grant is None:
@@ -180,8 +195,8 @@ class Issuing:
         flight = self._id_flights.get(audience)
         if flight is None:
             flight = asyncio.create_task(self._mint_id_token(audience), name="id token")
-            self._id_flights[audience] = flight
             flight.add_done_callback(lambda done: self._id_flown(audience, done))
+            self._id_flights[audience] = flight  # last: one that nobody would take out gives its token for ever
         token = await asyncio.shield(flight)
         if token is not None:
             # Others had their turn since it was minted: it may speak for nobody any more.
@@ -240,3 +255,7 @@ class Issuing:
         except Exception as error:  # noqa: BLE001 - the controller's border
             self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
             raise Transient(f"internal error: {type(error).__name__}", code="internal") from None
+
+
+def _label(work: Work) -> str:
+    return f"{work.key.cloud}:{work.key.grant_id}"

@@ -225,6 +225,7 @@ class Controller:
         if self.durable.write_at <= self.last_step:
             self.durable.retry()
         self.durable.noting.note()
+        self.issuing.settle()
         for work in self.store.due(now):
             self.issuing.begin(work)
         self._notify()
