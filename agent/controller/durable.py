@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -101,6 +101,7 @@ class Durable:
         self._wanted: tuple[int, Memory, bytes | None] | None = None  # what to write next
         self._asked = self._tried = self._written = 0  # numbers of states: asked for, tried, on the disk
         self._progress = asyncio.Event()
+        self._broke_off = False  # since it was written last: it is to be written whatever was written
         self._unless_brought: MemoryAdopted | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -122,8 +123,12 @@ class Durable:
         Returns:
             ``None``: it is not any more, and nothing was put in force: verify it again.
         """
-        if bundle.action is Action.WITHDRAW:
-            return await self._withdraw(bundle, copy=copy)
+        with self._whole():
+            if bundle.action is Action.WITHDRAW:
+                return await self._withdraw(bundle, copy=copy)
+            return await self._give(bundle, sealed, still, copy=copy)
+
+    async def _give(self, bundle: Bundle, sealed: bytes, still: Callable[[], bool], *, copy: bool) -> Outcome | None:
         async with self._giving:
             if not still():
                 return None
@@ -143,8 +148,7 @@ class Durable:
                 if again.memory == verdict.memory:
                     break
                 verdict = again
-            self._store.apply(BundleAccepted(again, again=copy), self._clock.now())
-            self.sealed = sealed
+            self._put(again, sealed, self._clock.now(), copy=copy)
             if self._settled() or self._asked != asked:
                 # Somebody had the state of before this bundle written down meanwhile, and later than it.
                 _, durable = await self._write(self._store.memory, self.sealed)
@@ -178,9 +182,16 @@ class Durable:
         """Put back in force what an earlier process of this instance had accepted and written down."""
         verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
-            self._store.apply(BundleAccepted(verdict, again=True), now)
-            self.sealed = sealed
+            self._put(verdict, sealed, now, copy=True)
         return verdict
+
+    def _put(self, verdict: Accepted, sealed: bytes | None, now: datetime, *, copy: bool) -> None:
+        """Let it be in force with the bytes that it came in, also where nobody can be told of it for want of memory."""
+        try:
+            self._store.apply(BundleAccepted(verdict, again=copy), now)
+        finally:
+            if self._store.memory is verdict.memory:
+                self.sealed = sealed
 
     def lease_anew(self, bundle: Bundle, now: datetime) -> bool:
         """Take the bundle in force as it reads now: its signer may give a shorter lease now, or a longer one."""
@@ -196,9 +207,7 @@ class Durable:
         verdict = self._store.evaluate(bundle, now)
         if not isinstance(verdict, Accepted):
             return await self._nothing_new(verdict, bundle, copy=copy)
-        self._store.apply(BundleAccepted(verdict, again=copy), now)
-        if self._store.memory.active is None:
-            self.sealed = None
+        self._put(verdict, None if verdict.memory.active is None else self.sealed, now, copy=copy)
         _, durable = await self._write(self._store.memory, self.sealed)
         return Outcome(verdict, durable)
 
@@ -210,17 +219,21 @@ class Durable:
 
     def adopt(self, instance_id: str, boot_id: str, firmware: Mapping[str, str], *, write: bool = True) -> None:
         """The memory is this machine's, which has that name: write it down at once, or a clone would not know."""
-        if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
-            self._ask(self._store.memory, self.sealed)
+        with self._whole():
+            if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
+                self._ask(self._store.memory, self.sealed)
 
     def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
         """The memory is another machine's: nothing of it is ours but what was brought to this one."""
         self.noting.clear()
         self._unless_brought = None
-        self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
-        if self._store.memory.active is None:
-            self.sealed = None
-        self._ask(self._store.memory, self.sealed)
+        with self._whole():
+            try:
+                self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
+            finally:
+                if self._store.memory.active is None:
+                    self.sealed = None
+            self._ask(self._store.memory, self.sealed)
 
     def recall(self, memory: Memory) -> bool:
         """Know what could not be read at the start, unless something is in force or in doubt; whether it is so."""
@@ -245,6 +258,19 @@ class Durable:
 
     # -- the disk ---------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Have the state written anew, soon, if this breaks off: what is on the disk may then be another state.
+
+        Whoever brought a bundle brings it again, and hears that nothing is new: that must not pass for written down.
+        """
+        try:
+            yield
+        except BaseException:
+            self._broke_off = self.unwritten = True
+            self.write_at = 0.0
+            raise
+
     def write(self) -> None:
         """Have the present state written down. Returns at once."""
         self._ask(self._store.memory, self.sealed)
@@ -252,8 +278,9 @@ class Durable:
     def retry(self) -> None:
         """Try again to write what the disk refused. Returns at once."""
         self.write_at = NEVER
-        if self.unwritten and self._writer is None:
+        if self._broke_off or (self.unwritten and self._writer is None):
             self._ask(self._store.memory, self.sealed)
+            self._broke_off = False
 
     async def last(self, seconds: float) -> None:
         """Before the process ends: have what was not written yet written after all, if the disk takes it in time."""
@@ -299,26 +326,30 @@ class Durable:
 
     async def _write_on(self) -> None:
         try:
-            while self._wanted is not None:
-                (number, memory, sealed), self._wanted = self._wanted, None
-                try:
-                    await self._recorder.save(memory, sealed)
-                except HostError as error:
-                    # A full disk must not keep a worker from its identity; but someone must hear that a restart would
-                    # forget.
-                    self._failed(error.message)
-                except Exception as error:  # noqa: BLE001 - the controller's border: whatever it is, it is tried again
-                    self._log.error("memory.crashed", error=type(error).__name__, exc_info=True)
-                    self._failed(f"internal error: {type(error).__name__}")
-                else:
-                    self._written = number
-                    if self._wanted is None:
-                        self._can()
-                self._tried = number
-                progress, self._progress = self._progress, asyncio.Event()
-                progress.set()
+            with self._whole():
+                await self._write_all()
         finally:
             self._writer = None
+
+    async def _write_all(self) -> None:
+        while self._wanted is not None:
+            (number, memory, sealed), self._wanted = self._wanted, None
+            try:
+                await self._recorder.save(memory, sealed)
+            except HostError as error:
+                # A full disk must not keep a worker from its identity; but someone must hear that a restart would
+                # forget.
+                self._failed(error.message)
+            except Exception as error:  # noqa: BLE001 - the controller's border: whatever it is, it is tried again
+                self._log.error("memory.crashed", error=type(error).__name__, exc_info=True)
+                self._failed(f"internal error: {type(error).__name__}")
+            else:
+                self._written = number
+                if not self._broke_off and self._wanted is None:
+                    self._can()
+            self._tried = number
+            progress, self._progress = self._progress, asyncio.Event()
+            progress.set()
 
     def _failed(self, reason: str) -> None:
         self._cannot(reason)
