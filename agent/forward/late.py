@@ -40,7 +40,7 @@ class Stragglers:
                     thread = threading.Thread(target=self._one, args=(name,), name="credential-agent-late", daemon=True)
                     try:
                         thread.start()
-                    except RuntimeError:  # this computer has no further thread just now
+                    except (RuntimeError, MemoryError):  # this computer has no further thread just now
                         return
                     self._turn += 1
                     self._begun[name] = self._turn

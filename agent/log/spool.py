@@ -123,8 +123,8 @@ class Spool:
         thread = threading.Thread(target=self._write, name="log", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
-            return  # no more threads, or the interpreter is ending: the next line tries again
+        except (RuntimeError, MemoryError):
+            return  # no more threads, no memory for one, or the interpreter is ending: the next line tries again
         self._thread = thread
 
     def _write(self) -> None:

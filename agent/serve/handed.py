@@ -66,7 +66,7 @@ class Closing:
             signal.signal(_SIGNAL, _heard)
             self._may_break_off = True
         thread = threading.Thread(target=self._run, daemon=True, name="closing")
-        with contextlib.suppress(RuntimeError):  # there is none just now: it is asked for again
+        with contextlib.suppress(RuntimeError, MemoryError):  # there is none just now: it is asked for again
             thread.start()
             self._thread = thread
 

@@ -201,12 +201,15 @@ def test_as_many_as_are_waited_for_keep_nobody_out() -> None:
     assert set(asked) == late
 
 
-def test_a_computer_without_a_further_thread_forgets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError()], ids=["no number", "no memory"]
+)
+def test_a_computer_without_a_further_thread_forgets_nobody(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Where no thread can begin nothing ends, and who is late has its turn when one can."""
     asked: list[str] = []
 
     def refused(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise error
 
     some = Stragglers(asked.append, lambda: None)
     with monkeypatch.context() as full:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -45,3 +46,24 @@ def test_half_a_line_stays_apart_from_the_next(monkeypatch: pytest.MonkeyPatch, 
         spool.put(b"another\n")
         assert spool.close()
     assert disk.written == b"a l\n%d lines of the log were dropped\nanother\n" % lost
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError()], ids=["no number", "no memory"]
+)
+def test_a_line_that_no_thread_can_be_had_for_is_written_with_the_next(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whoever logs goes on: for want of a thread, or of memory for one, nothing that is logged is lost or raises."""
+
+    def refused(_thread: threading.Thread) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        disk, spool = Disk(patched, 1000), Spool(NUMBER)
+        with monkeypatch.context() as none:
+            none.setattr(threading.Thread, "start", refused)
+            spool.put(b"a line\n")
+        spool.put(b"another\n")
+        assert spool.close()
+    assert disk.written == b"a line\nanother\n"
