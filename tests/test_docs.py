@@ -376,6 +376,12 @@ def test_each_check_of_doctor_has_its_paragraph() -> None:
     assert [word for word, anchor in linked if word != anchor] == []
 
 
+def test_what_waits_for_a_bundle_is_started_when_there_is_one() -> None:
+    """The page of the container puts a bundle in place before it starts what does not start without one."""
+    page = (ROOT / "packer/container/README.md").read_text()
+    assert page.index(" site/bundle/bundle.jose\n") < page.index(" up --detach\n")
+
+
 def test_what_other_tools_are_told_to_run_is_there() -> None:
     """Examples for other tools are YAML, and give the install script no option that it does not know."""
     script = (ROOT / "packer/install.sh").read_text()

@@ -128,6 +128,8 @@ def test_both_places_get_the_bundles_identity(project: Project, site: Path, worl
     assert status.returncode == 0, status.stderr
     document = json.loads(status.stdout)
     assert document["clouds"]["aws"]["origin"] == "bundle"
+    sound = agent.execute("/opt/credential-agent/bin/credential-agent", "doctor")
+    assert sound.returncode == 0, sound.stdout
     assert "server.gone" not in agent.log
     tasks = agent.tasks()
     assert len(tasks) < agent.told["pids_limit"]

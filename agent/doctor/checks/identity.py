@@ -49,7 +49,7 @@ def identity(facts: Facts) -> Iterator[Finding]:
     for name, cloud in clouds.items():
         if name in live:
             yield _live(name, cloud, now)
-        elif cloud["state"] == "absent" and live:
+        elif live and (cloud["state"] == "absent" or _of_no_bundle(name, cloud, document)):
             yield ok(CHECK, f"none: {cloud.get('why') or 'absent'}", about=name)
         elif cloud["state"] == "pending":
             yield warn(
@@ -65,6 +65,11 @@ def identity(facts: Facts) -> Iterator[Finding]:
             said = f"renewal of {one['grant']} fails ({failure['code']}): {failure['reason']}; {hint}"
             level = fail if failure["permanent"] else warn
             yield level(CHECK, said, command, about=one["cloud"])
+
+
+def _of_no_bundle(name: str, cloud: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    """Whether it is refused as nothing is allowed in it, and no bundle ever decided it: bundles bring the other."""
+    return cloud["state"] == "ended" and name not in document.get("sticky", (name,))
 
 
 def _told_below(name: str, cloud: Mapping[str, Any], document: Mapping[str, Any]) -> bool:

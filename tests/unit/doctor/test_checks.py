@@ -502,6 +502,25 @@ def test_no_command_needs_a_program_that_a_minimal_image_lacks() -> None:
         assert [(one.next or "").startswith(words) for one in told if one.check == "port"] == [True]
 
 
+@pytest.mark.parametrize(
+    ("sticky", "aws", "level"),
+    [
+        (["aws"], "live", Level.OK),  # where the machine's own is not allowed and bundles bring one cloud's
+        (["aws", "gcp"], "live", Level.FAIL),
+        ([], "ended", Level.FAIL),
+    ],
+)
+def test_the_cloud_that_no_bundle_brings_is_no_fault(sticky: list[str], aws: str, level: Level) -> None:
+    """A cloud that a bundle decided and that is refused is one, and so is every cloud where none is served."""
+    clouds = {
+        "aws": cloud(state=aws),
+        "gcp": cloud(state="ended", origin="closed", identity=None, why="none has arrived"),
+    }
+    told = diagnose(with_(control=answered(sticky=sticky, clouds=clouds)))
+    (found,) = [one for one in told if (one.check, one.about) == ("identity", "gcp")]
+    assert (found.level, "none has arrived" in found.said) == (level, True)
+
+
 def test_where_nothing_ever_came_the_next_command_brings_something() -> None:
     """No key: how to take bundles. A key and no bundle: look for one now. Not root: a command that this user may type."""
     none = {name: cloud(state="absent", origin="none", identity=None, why="no bundle") for name in ("aws", "gcp")}
