@@ -5,6 +5,8 @@
 #   cleanup.sh PAYLOAD        the upload, which goes too
 set -euo pipefail
 
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
+case ${1:-} in -h | --help) usage && exit 0 ;; '' | -*) usage >&2 && exit 64 ;; esac
 rm -rf "$1"
 # Whoever the configuration names as a worker has a number by now: the first boot refuses it before anything else is known.
 # By its path: where sudo looks for programs, /usr/local/bin need not be (secure_path of RHEL and Amazon Linux).

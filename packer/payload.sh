@@ -10,8 +10,16 @@ unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREF
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 machine=${MACHINE:-$(uname -m)}
-[ $# -ge 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
+case ${1:-} in -h | --help) usage && exit 0 ;; '' | -*) usage >&2 && exit 64 ;; esac
 target=$1 && shift
+versions=()
+while [ $# -gt 0 ]; do
+  [ "$1" = --wheelhouse ] || { echo "payload: error: $1: unknown option; --help lists them" >&2 && exit 64; }
+  [ $# -ge 2 ] || { echo "payload: error: $1 needs a value: the version of the target's Python, such as 3.11" >&2 && exit 64; }
+  versions+=("$2")
+  shift 2
+done
 # What builds the wheel is locked, and in an environment of its own (Debian's and Ubuntu's python3 has no pip either).
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -26,14 +34,12 @@ cp "$here/../requirements/runtime.txt" "$target/requirements.txt"
 cp -R "$here/../systemd" "$target/systemd"
 install -m 0755 "$here/install.sh" "$here/validate.sh" "$target/"
 "$here/package/generator.sh" "$target/pages" "$python"
-while [ $# -gt 0 ]; do
-  if [ "$1" != --wheelhouse ] || [ $# -lt 2 ]; then echo "payload: unknown option $1" >&2 && exit 64; fi
+for version in ${versions[@]+"${versions[@]}"}; do # as macOS' bash 3.2 has it, for none too
   # What the target can use: wheels for its Python, glibc 2.17 to 2.34 (every system that install.sh knows).
   "$python" -m pip download --quiet --no-input --disable-pip-version-check --require-hashes --only-binary :all: \
-    --implementation cp --python-version "$2" \
+    --implementation cp --python-version "$version" \
     --platform "manylinux_2_34_$machine" --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
     --platform "manylinux2014_$machine" --platform "manylinux_2_5_$machine" --platform "manylinux1_$machine" \
     --dest "$target/wheelhouse" -r "$here/../requirements/runtime.txt"
-  shift 2
 done
 echo "$target"

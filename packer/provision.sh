@@ -7,6 +7,8 @@
 # INSTALL_OPTIONS: further options of install.sh, separated by spaces.
 set -euo pipefail
 
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
+case ${1:-} in -h | --help) usage && exit 0 ;; '' | -*) usage >&2 && exit 64 ;; esac
 payload=$1
 read -r -a options <<<"${INSTALL_OPTIONS:-}"
 for file in "$payload"/etc/*; do

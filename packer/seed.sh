@@ -5,7 +5,9 @@
 #   seed.sh DIRECTORY
 set -euo pipefail
 
-[ $# -eq 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
+case ${1:-} in -h | --help) usage && exit 0 ;; '' | -*) usage >&2 && exit 64 ;; esac
+[ $# -eq 1 ] || { usage >&2; exit 64; }
 command -v ssh-keygen >/dev/null || { echo "seed.sh: error: ssh-keygen is needed; on Debian and Ubuntu: apt-get install openssh-client" >&2; exit 69; }
 umask 077
 mkdir -p "$1"

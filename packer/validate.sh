@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
 # Fails, and with it the build of an image, when the agent that was just installed would not work. Needs root; runs in the
 # image, with systemd (a builder's virtual machine) or without (a chroot).
+#
+#   validate.sh               takes away the state that the trial leaves, and any other: not for a worker that works
 set -euo pipefail
+
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
+case ${1:-} in '') ;; -h | --help) usage && exit 0 ;; *) usage >&2 && exit 64 ;; esac
 
 failures=0
 check() { # WHAT COMMAND...

@@ -363,6 +363,28 @@ def test_only_the_agent_is_spared_when_memory_runs_out() -> None:
     assert lines("credential-agent-serve.service", "OOMScoreAdjust") == []
 
 
+@pytest.mark.parametrize("name", ["cleanup", "install", "package", "payload", "provision", "seed", "validate"])
+def test_a_script_tells_its_usage_and_does_nothing(name: str, tmp_path: Path) -> None:
+    """`--help` is no directory and no reason to begin; nor is another option in a directory's place."""
+    for tool in ("dirname", "sed", "uname"):  # whatever else the script called would not be found
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    bash = str(shutil.which("bash"))
+    for option, status in (("--help", 0), ("--no-such-option", 1 if name == "install" else 64)):
+        done = evaluated(bash, PACKER / f"{name}.sh", option, cwd=tmp_path, env={"PATH": str(tmp_path)})
+        assert (done.returncode, "not found" in done.stderr) == (status, False), done.stderr
+        assert f"{name}.sh" in done.stdout or status, done.stdout
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("rest", [["--wheelhouse"], ["--wheel-house", "3.11"], ["3.11"]])
+def test_the_payload_begins_with_nothing_that_it_cannot_end(rest: list[str], tmp_path: Path) -> None:
+    """A word that it does not understand, and an option without its value, are found before anything is fetched or made."""
+    done = evaluated(PACKER / "payload.sh", tmp_path / "payload", *rest, env={**os.environ, "PYTHON": "/nonexistent"})
+    assert done.returncode == 64, done.stderr
+    assert rest[0] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_payload_needs_no_pip(tmp_path: Path) -> None:
     """Debian's and Ubuntu's python3 has none: the script makes one by the venv module, and goes on to the build.
 
