@@ -60,7 +60,7 @@ def is_like_a_list(key: str) -> bool:
 
 def is_like_units(key: str) -> bool:
     """Whether a key is likely to be the list of units, misspelt: a name there need not say of which kind it is."""
-    plain = _plain(key.rpartition(".")[2])
+    plain = _plain(key)
     return bool(_PARTS_OF_UNITS.search(plain)) or _is_like(plain, ("units",))
 
 
@@ -108,6 +108,12 @@ def by_unknown_keys(document: Mapping[str, object]) -> dict[str, tuple[str, ...]
     return {key: tuple(words) for key, words in found.items()}
 
 
+def units_by_unknown_keys(document: Mapping[str, object]) -> Iterator[str]:
+    """Those of the same words that are under a key like ``units``, itself unknown or in what is."""
+    for key, value in _unknown(document):
+        yield from _under_units(value, key.rpartition(".")[2])
+
+
 def words_in(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
     """Every word of a value: its texts whole and in parts, its numbers, and the keys of tables inside.
 
@@ -130,6 +136,17 @@ def words_in(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
                 yield from words_in(inner, f"{key}.{name}", deep - 1)
         case _:
             return
+
+
+def _under_units(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
+    if is_like_units(key):
+        yield from words_in(value, key, deep)
+    elif deep and isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _under_units(inner, name, deep - 1)
+    elif deep and isinstance(value, list):
+        for one in value:
+            yield from _under_units(one, key, deep - 1)
 
 
 def _rising(one: str, other: str) -> str:

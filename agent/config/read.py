@@ -14,7 +14,7 @@ import msgspec
 
 from agent.config.checks import contradictions, host_port
 from agent.config.faults import Fault
-from agent.config.meant import Meant, by_unknown_keys, is_like_units, sorted_out
+from agent.config.meant import Meant, by_unknown_keys, sorted_out, units_by_unknown_keys
 from agent.config.schema import (
     Config,
     Listen,
@@ -197,8 +197,7 @@ def load_redirect(path: Path) -> RedirectRead:
             port = host_port(Listen().http[0])[1]
             notes.append(f"listen.http: cannot be read, taken for port {port}")
     words = dict.fromkeys(word for words in unknown.values() for word in words)
-    units = (word for key, words in unknown.items() if is_like_units(key) for word in words)
-    return RedirectRead(redirect, port, tuple(notes), sorted_out(words, units))
+    return RedirectRead(redirect, port, tuple(notes), sorted_out(words, units_by_unknown_keys(document)))
 
 
 def _tree(text: str, origin: str) -> dict[str, object]:

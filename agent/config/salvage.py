@@ -52,7 +52,7 @@ def named_workers(path: Path) -> Redirect:
     for key, names in (*_in_tree(words), *_in_text(words)):
         if key in found:
             found[key] += names
-        for kind, those in sorted_out(names, names if is_like_units(key) else ())._asdict().items():
+        for kind, those in sorted_out(names, names if is_like_units(key.rpartition(".")[2]) else ())._asdict().items():
             found[kind] += those
     usual = Redirect()
     return Redirect(

@@ -161,7 +161,16 @@ def test_who_may_be_meant_is_neither_led_nor_the_machine(tmp_path: Path) -> None
     assert chain.index("@refused return") < chain.index("@others return") < chain.index("redirect to")
 
 
-@pytest.mark.parametrize("key", ["units", "unit", "Units", "slice", "services"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("[redirect]\n" + key for key in ("units", "unit", "Units", "slice", "services", "more.units")),
+        *("[redirects]\n" + key for key in ("units", "unit", "more.unit")),
+        "[[redirects]]\nunits",
+        "[redirect]\n[listen]\nunits",
+        "unit",
+    ],
+)
 @pytest.mark.parametrize("text", ["batch", "/batch.slice", "root.slice/batch.slice"])
 def test_jobs_of_a_unit_that_is_named_without_its_kind_are_not_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str
@@ -172,10 +181,10 @@ def test_jobs_of_a_unit_that_is_named_without_its_kind_are_not_the_machine(
     (tmp_path / "batch.slice").mkdir()
     path = tmp_path / "config.toml"
     for beside in ("", "port = -1\n", "[broken"):
-        path.write_text(f'[redirect]\nuids = []\n{key} = ["{text}"]\n{beside}')
+        path.write_text(f'{key} = ["{text}"]\n{beside}')
         made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
         said = (made["error"], *made["notes"])
-        assert beside or any(f"redirect.{key}" in str(one) for one in said)
+        assert beside or any("unknown key" in str(one) or "redirect.units" in str(one) for one in said)
         for script in (*made["scripts"], made["closed"]):
             assert '"batch.slice"' in script
 
