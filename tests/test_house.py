@@ -458,8 +458,8 @@ def test_what_is_durable_has_one_owner() -> None:
 # -- tests look at what others may look at ----------------------------------------------------------------------------
 
 INSIDE: dict[str, set[str]] = {
-    # The server's own memory of answers: how much it holds, and what it finds, between two requests.
-    "tests/unit/serve/test_remembered.py": {"_bytes", "_recalled"},
+    # The server's own memory of answers: what it finds, between two requests.
+    "tests/unit/serve/test_remembered.py": {"_recalled"},
     # How much is remembered of what anybody may invent.
     "tests/unit/serve/test_plain.py": {"_known"},
     # One half of sealing at a time, so that another library does the other half.

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -380,20 +381,68 @@ def test_the_memory_is_bounded() -> None:
         memory = it.memory
         rng = random.Random(1)
 
+        def keep(data: bytes, body: bytes = b"y" * 8000) -> None:
+            request, access = Request("GET", "/", "", (), False, {}), Access("GET", "/", 200, 0.0, 0, "")
+            memory.keep(data, request, Response(200, (), body), b"", access)
+
+        def held(asked: list[bytes]) -> int:
+            """What is remembered of the newest: what was before it is forgotten."""
+            size = 0
+            for data in reversed(asked):
+                found = memory.answer(data)
+                if found is None:
+                    break
+                size += len(data) + len(found[0])
+            return size
+
         def flood() -> tuple[int, int]:
-            most = 0
-            access = Access("GET", "/", 200, 0.0, 0, "")
+            most = size = 0
+            asked = list[bytes]()
             for number in range(3 * remembered.MOST_ENTRIES):
-                data = f"GET /{number} HTTP/1.1\r\nX: {'x' * rng.choice((1, 3000))}\r\n\r\n".encode()
-                request = Request("GET", "/", "", (), False, {})
-                for _ in range(2):
-                    memory.keep(data, request, Response(200, (), b"y" * 8000), b"", access)
+                asked.append(f"GET /{number} HTTP/1.1\r\nX: {'x' * rng.choice((1, 3000))}\r\n\r\n".encode())
+                keep(asked[-1])
+                keep(asked[-1])
                 most = max(most, len(memory))
-            return most, memory._bytes
+                size = size if number % 16 else max(size, held(asked))
+            return most, size
 
         most, size = it.server.run(flood)
         assert most <= remembered.MOST_ENTRIES
-        assert size <= remembered.MOST_BYTES
+        assert remembered.MOST_BYTES / 2 <= size <= remembered.MOST_BYTES
+
+        def once() -> int:
+            memory.forget()
+            tracemalloc.start()
+            for number in range(30_000):
+                keep(b"GET /%d HTTP/1.1\r\n\r\n" % number, b"y")
+            kept, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            return kept
+
+        assert it.server.run(once) < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "kept"),
+    [
+        (remembered.MOST_REQUEST_BYTES, remembered.MOST_ANSWER_BYTES, 1),
+        (remembered.MOST_REQUEST_BYTES + 1, 1, 0),
+        (1000, remembered.MOST_ANSWER_BYTES + 1, 0),
+    ],
+)
+def test_what_is_long_is_not_remembered(asked: int, answered: int, kept: int) -> None:
+    """Neither a long request nor an answer that no fresh socket takes at once, however often it comes."""
+    with world() as it:
+        ends = b"GET / HTTP/1.1\r\nX: ", b"\r\n\r\n"
+        data = ends[0] + b"x" * (asked - len(b"".join(ends))) + ends[1]
+        request, access = Request("GET", "/", "", (), False, {}), Access("GET", "/", 200, 0.0, 0, "")
+
+        def keep() -> None:
+            for _ in range(3):
+                it.memory.keep(data, request, Response(200, (), b"y" * answered), b"", access)
+
+        it.server.run(keep)
+        assert it.known() == kept
 
 
 def test_an_answer_that_does_not_fit_is_sent_to_its_end() -> None:
