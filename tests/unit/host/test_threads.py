@@ -113,3 +113,32 @@ def test_a_thread_that_begins_too_late_does_nothing_twice(none_left: threading.E
         for future in [pool.submit(times.append, number) for number in range(100)]:
             future.result(5)
     assert sorted(times) == list(range(100))
+
+
+@pytest.mark.parametrize("error", [OSError(11, "Resource temporarily unavailable"), MemoryError()])
+def test_no_more_run_at_once_than_may(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Further ones wait and are done; so it stays whatever was done before, or could not be, which whoever asked is told."""
+    pool, lock, go = Threads(2), threading.Lock(), threading.Semaphore(0)
+    now = most = 0
+
+    def job() -> bool:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        done = go.acquire(timeout=60)
+        with lock:
+            now -= 1
+        return done
+
+    def refused(*_: object) -> None:
+        raise error
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "begin", refused)
+            assert [pool.submit(job).exception(60) for _ in range(3)] == [error] * 3
+        futures = [pool.submit(job) for _ in range(6)]
+        go.release(6)
+        assert all(future.result(60) for future in futures)
+        assert most <= 2
