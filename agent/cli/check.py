@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ def check(path: Path, build: bool, as_json: bool) -> None:
     settings, faults = config.survey(path)
     wrong: list[AgentError] = [fault.error(str(path)) for fault in faults]
     wrong += _ruled_out(settings.redirect)
+    wrong += _never_asked(settings)
     if build:
         unseen = list(_elsewhere(settings))
         _end(path, wrong, [f"not looked at: {name}" for name in unseen], as_json=as_json, build=True)
@@ -84,6 +86,17 @@ def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool
         raise click.exceptions.Exit(EX_CONFIG)
     if not as_json:
         click.echo(f"{path}: ok" + (", as far as it can be said off the worker" if build else ""))
+
+
+def _never_asked(settings: Config) -> Iterator[AgentError]:
+    """URLs that the agent starts with and makes no request with; what was got is not said: it is a password."""
+    from agent import config
+    from agent.core.errors import ConfigError
+
+    for key, value in config.urls(settings):
+        # A proxy is told the name; whoever else is asked would be told it by none of our requests.
+        if not key.endswith("proxy") and re.match(r"\w+://[^/?#]*@", value):
+            yield ConfigError(f"{key}: expected a url without a user's name: it is never asked")
 
 
 def _ruled_out(section: Redirect) -> Iterator[AgentError]:

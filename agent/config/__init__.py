@@ -8,7 +8,7 @@ composition root's business.
 What this package does *not* do: open the files it names. A missing key file is the daemon's error, with its own text.
 """
 
-from agent.config.checks import courier_path, host_port
+from agent.config.checks import courier_path, host_port, urls
 from agent.config.faults import Fault
 from agent.config.meant import Meant, ranges_in
 from agent.config.read import MAX_FILE_BYTES, RedirectRead, follows, load, load_redirect, parse, survey, text
@@ -101,4 +101,5 @@ __all__ = [
     "ranges_in",
     "survey",
     "text",
+    "urls",
 ]

@@ -107,12 +107,12 @@ def _wrong_urls(config: Config) -> Iterator[Fault]:
         if not is_url(url) or not re.fullmatch(r"[A-Za-z]+://[^/?#]+/?", url):
             said = 'expected scheme, host and port only, such as "https://broker.example"'
             yield Fault(f"mint.allowed_origins[{index}]", said)
-    for key, value in _urls(config):
+    for key, value in urls(config):
         if not is_url(value, user=True):
             yield Fault(key, "expected http:// or https://, a host, and a port up to 65535 if any")
 
 
-def _urls(config: Config) -> Iterator[tuple[str, str]]:
+def urls(config: Config) -> Iterator[tuple[str, str]]:
     """Every URL that is not the address of a metadata service, with its key."""
     found: list[tuple[str, str | None]] = [("upstream.proxy", config.upstream.proxy)]
     found += [(f"keys[{i}].endpoint", getattr(key, "endpoint", None)) for i, key in enumerate(config.keys)]

@@ -30,6 +30,18 @@ group = "credential-workers"
 """
 
 
+URLS = """
+[[sources]]
+kind = "https"
+url = "https://{0}bundles.example/b"
+ack_url = "https://{0}bundles.example/ack"
+proxy = "http://{1}proxy.example:3128"
+[mint]
+sts_endpoint = "https://{0}sts.example"
+google_token_url = "https://{0}token.example"
+"""
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "config.toml"
@@ -51,6 +63,21 @@ def test_before_a_build_a_mistake_is_still_one(path: Path) -> None:
     done = CliRunner().invoke(room.check, ["--build", "--config", str(path)])
     assert done.exit_code == 78
     assert "environment.nonsense: unknown key" in done.output
+
+
+@pytest.mark.parametrize("build", [[], ["--build"]])
+def test_a_url_that_no_request_is_made_with_is_said(path: Path, build: list[str]) -> None:
+    """A user's name and password are sent to proxies alone: any other URL that has them is never asked. Neither is told."""
+    before = path.read_text()
+    said = {}
+    for name in ("", "david:Hunter2@"):
+        path.write_text(before + URLS.format(name, "david:Hunter2@"))
+        output = CliRunner().invoke(room.check, [*build, "--config", str(path)]).output
+        assert "Hunter2" not in output
+        said[name] = [line for line in output.splitlines() if "never asked" in line]
+    assert said.pop("") == []
+    found = [line.split(": ")[1] for line in said.popitem()[1]]
+    assert found == ["sources[0].url", "sources[0].ack_url", "mint.sts_endpoint", "mint.google_token_url"]
 
 
 def said(text: str, tmp_path: Path) -> list[str]:
