@@ -12,14 +12,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
 
 from agent.core.clock import utc
 from agent.core.timekeeping import STEP_SECONDS
 from agent.serve.waiting import Served
 
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_boottime: Final = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class ServedClock:
@@ -43,6 +43,8 @@ class ServedClock:
     def _told(self) -> None:
         """A snapshot came, which says what time it is."""
         self._then = self._wall() - self._boottime()
+        told = self._served.now.time
+        self._lost, self._told_ours = told.lost, told.lost + told.offset
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
@@ -51,7 +53,7 @@ class ServedClock:
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""
-        return self._boottime() + self._served.now.time.lost
+        return self._boottime() + self._lost
 
     def wall_ahead(self) -> timedelta:
         """How far the machine's wall clock, by which clients measure an end, is ahead of our time."""
@@ -64,7 +66,8 @@ class ServedClock:
 
     def _ours(self, wall: float) -> float:
         """Seconds from boot time to what we take for the true time; ``wall``: to the wall clock."""
-        told = self._served.now.time
-        ours = told.lost + told.offset
-        stepped = min(wall - self._then, wall - ours)
-        return ours + stepped if stepped > STEP_SECONDS else ours
+        ours = self._told_ours
+        stepped = wall - self._then
+        if stepped > STEP_SECONDS and wall - ours > STEP_SECONDS:
+            return ours + min(stepped, wall - ours)
+        return ours

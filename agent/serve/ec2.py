@@ -199,7 +199,9 @@ class Ec2Dialect:
     def _rendered(self, live: Live) -> bool:
         if not isinstance(live.credential, AwsCredential):
             return False
-        credential = self._early.aws(live, live.credential, self._watch.clock.now())
+        credential = live.credential
+        if live.origin is Origin.FALLBACK:
+            credential = self._early.aws(live, credential, self._watch.clock.now())
         if self._live is None or self._live[0] is not credential or self._live[1] != live.name:
             self._list = ec2.text(live.name.encode("ascii", "replace"))
             given = aws_given("ec2", live, credential)
@@ -254,10 +256,8 @@ class Ec2Dialect:
             return _NOT_FOUND
         if self._proxy is None:
             return self._known(request.segments) or _NOT_FOUND
-        if below in EC2_STATIC:
-            fresh = self._proxy.fresh(target(request.segments, slash=False))
-            if fresh is not None:
-                return fresh
+        if below in EC2_STATIC and (fresh := self._proxy.fresh(target(request.segments, slash=False))) is not None:
+            return fresh
         return partial(self._pass, request, below)
 
     def _decided(self) -> bool:

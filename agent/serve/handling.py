@@ -57,7 +57,7 @@ class Access(msgspec.Struct, frozen=True):
 
 def shown(path: str, segments: tuple[str, ...]) -> str:
     """A path as it may be written down: in ECS's form its last segment is the permission, which is nobody's to read."""
-    return f"{ECS_PREFIX}..." if segments[:1] == ECS[:1] and len(segments) > 1 else path
+    return f"{ECS_PREFIX}..." if len(segments) > 1 and segments[0] == ECS[0] else path
 
 
 def aws_given(dialect: Dialect, live: Live, credential: AwsCredential) -> Given:

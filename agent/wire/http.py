@@ -128,35 +128,38 @@ class Response:
         Args:
             line: ``Name: value`` with its CRLF, made by us: it is not checked, since this runs for every request.
         """
-        twin = object.__new__(Response)
-        object.__setattr__(twin, "status", self.status)
-        object.__setattr__(twin, "headers", self.headers)
-        object.__setattr__(twin, "body", self.body)
-        object.__setattr__(twin, "note", self.note)
-        object.__setattr__(twin, "head", self.head + line)
-        return twin
+        return _twin(self, self.body, self.note, self.head + line)
 
     def filled(self, body: bytes) -> Response:
         """The same answer with another body of the same length, so that the head still holds."""
         assert len(body) == len(self.body)
-        twin = object.__new__(Response)
-        object.__setattr__(twin, "status", self.status)
-        object.__setattr__(twin, "headers", self.headers)
-        object.__setattr__(twin, "body", body)
-        object.__setattr__(twin, "note", self.note)
-        object.__setattr__(twin, "head", self.head)
-        return twin
+        return _twin(self, body, self.note, self.head)
 
     def noted(self, note: Given | Reason) -> Response:
         """The same answer with a note."""
-        twin = self.plus(b"")
-        object.__setattr__(twin, "note", note)
-        return twin
+        return _twin(self, self.body, note, self.head)
 
     def header(self, name: str) -> str | None:
         """The first field of that name, without regard to case."""
         lowered = name.lower()
         return next((v for n, v in self.headers if n.lower() == lowered), None)
+
+
+_new: Final = object.__new__
+_set_status, _set_headers, _set_body, _set_note, _set_head = (
+    getattr(Response, name).__set__ for name in ("status", "headers", "body", "note", "head")
+)
+
+
+def _twin(of: Response, body: bytes, note: Given | Reason | None, head: bytes) -> Response:
+    """One that differs only in these. By the slots' own setters, since nearly every answer is made here."""
+    twin = _new(Response)
+    _set_status(twin, of.status)
+    _set_headers(twin, of.headers)
+    _set_body(twin, body)
+    _set_note(twin, note)
+    _set_head(twin, head)
+    return twin
 
 
 def forwardable(name: str, value: str) -> bool:
