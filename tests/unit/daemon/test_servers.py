@@ -33,7 +33,7 @@ from agent.serve.proxy import CONCURRENCY, MADE_CONCURRENCY
 from agent.serve.tally import Tally
 from agent.snapshot import ServeSettings
 from agent.snapshot.frames import frame_from_server, frame_of, frame_of_snapshot, from_controller
-from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Served, Taken
+from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Served, Taken, Uses
 from agent.wire.http import Request
 from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted, answer
@@ -346,6 +346,21 @@ async def test_a_question_whose_asker_has_left_is_given_up() -> None:
 
 
 @looped
+async def test_a_number_that_is_under_way_is_one_question() -> None:
+    """Asked for again it is nothing new: else what its asker has left would go on, and nobody could end it."""
+    controller = Controller()
+    controller.real.silent = True
+    async with controller.raw() as (_, writer):
+        for number, path in ((1, "hostname"), (1, "hostname"), (2, "local-hostname")):
+            writer.write(frame_of(Pass(number, Cloud.AWS, "GET", f"/latest/meta-data/{path}", (), None, 3600.0)))
+        await come_true(lambda: bool(controller.real.asked) and "local" in controller.real.asked[-1].path_qs)
+        assert controller.real.under_way == 2
+        writer.write(frame_of(Left(1)))
+        writer.write(frame_of(Left(2)))
+        await come_true(lambda: controller.real.under_way == 0)
+
+
+@looped
 async def test_what_is_asked_is_answered() -> None:
     """Tokens, refusals of both kinds, and what the real service says, as they are."""
     controller = Controller()
@@ -407,13 +422,14 @@ async def test_numbers_are_told_when_they_are_asked_for() -> None:
     controller = Controller()
     async with controller.honest() as link:
         tally = Tally(link.say, Ledger("summary", None))
-        link.told = tally.told
+        link.told = lambda: tally.told(Uses(1 << 20, 0.5, 12))
         one = Access("GET", "/x\udc80", 200, 0.1, 5, "u" * 9999)
         with structlog.testing.capture_logs() as logs:
             for status in (200, 200, 403, 403, 0):
                 tally.access(Access(one.method, one.path, status, one.seconds, one.size_bytes, one.user_agent))
             tally.broken(Request("GET", "/x", "", (), False, {}), ValueError("secret"))
             await controller.servers.counted()
+        assert [one.uses for one in controller.servers.connected] == [Uses(1 << 20, 0.5, 12)]
         assert controller.requests.counts == {("worker", 200): 2, ("worker", 403): 2, ("worker", 0): 1}
         assert [(line["event"], line.get("status")) for line in logs] == [
             ("request.refused", 403),
