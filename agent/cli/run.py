@@ -38,6 +38,10 @@ def run(path: Path) -> None:
     # takes long to load, so that it loads meanwhile.
     other = unit_of(os.environ) or spawn(os.environ)
 
+    from agent.host.loading import load_msgspec
+
+    load_msgspec()
+
     import asyncio
 
     from agent import log

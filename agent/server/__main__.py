@@ -13,6 +13,10 @@ if __name__ == "__main__":
     import os
     import sys
 
+    from agent.host.loading import load_msgspec
+
+    load_msgspec()
+
     from agent.core.errors import HostError
     from agent.server.forked import write
     from agent.server.starting import main, serve

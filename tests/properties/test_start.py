@@ -60,6 +60,32 @@ def test_what_answers_workers_loads_nothing_else() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "runpy.run_module('agent.server', run_name='__main__', alter_sys=True)",  # no socket was passed to it
+        "from agent.cli import main; main(['run', '--config', '/nonexistent/config.toml'])",
+    ],
+    ids=["server", "agent"],
+)
+def test_no_process_holds_a_library_that_the_standard_one_replaces(begin: str) -> None:
+    """Neither program has loaded ``typing_extensions`` when it is composed, nor is it hidden from who needs it later."""
+    code = (
+        "import os, runpy, subprocess, sys\n"
+        "def refuse(*_, **__):\n"
+        "    raise OSError\n"
+        "subprocess.Popen = refuse\n"
+        "sys.modules['rich'] = None\n"
+        "os.environ.clear()\n"
+        "try:\n"
+        f"    {begin}\n"
+        "except SystemExit:\n"
+        "    print('msgspec' in sys.modules, 'typing_extensions' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_what_answers_workers_is_begun_first() -> None:
     """Before the agent loads what takes long it has begun the other process, which loads what that needs meanwhile."""
     code = (
