@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agent.core.served import NOT_ASKED, Given, Serving, Who
 from agent.daemon import audit as module
 from agent.daemon.audit import MOST_AGENTS, MOST_ROWS, Audit
 from agent.host import cgroups
+from agent.host.rotated import append
 from tests.fakes.clock import FakeClock, settle
 
 GIVEN = Given("ec2", Cloud.AWS, "credential", "arn:aws:iam::1:role/reader", "ABCD")
@@ -216,6 +218,34 @@ def test_who_is_ended_while_names_are_looked_up_loses_no_line(
         assert len(read(tmp_path / "audit")) == 2
 
 
+def test_who_comes_while_names_are_looked_up_is_named_the_next_time(
+    lines: list[MutableMapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told at once it would have no name, as if that could not be had."""
+    world, asked, go = World(), threading.Event(), threading.Event()
+
+    def names(ids: set[int]) -> dict[int, str | None]:
+        asked.set()
+        go.wait(60)
+        return {number: f"/{number}" for number in ids}
+
+    async def scenario() -> None:
+        world.ask(who=Who(uid=1000, cgroup=7))
+        telling = asyncio.create_task(world.audit.tell())
+        while not asked.is_set():  # noqa: ASYNC110 - a thread tells no loop
+            await asyncio.sleep(0)
+        world.ask(who=Who(uid=1000, cgroup=8))
+        go.set()
+        await telling
+        assert [line["cgroup"] for line in served(lines)] == ["/7"]
+        await world.audit.tell()
+        assert [line["cgroup"] for line in served(lines)] == ["/7", "/8"]
+
+    monkeypatch.setattr(module, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(cgroups, "names", names)
+    asyncio.run(scenario())
+
+
 def test_a_strangers_words_stay_on_their_line(lines: list[MutableMapping[str, Any]]) -> None:
     """Whoever tells the counts is not believed either: what it says of a client is made plain once more."""
     world = World()
@@ -289,6 +319,32 @@ def test_lines_are_tried_again_though_nobody_asks(lines: list[MutableMapping[str
     world.settings = Settings()
     asyncio.run(told(world))
     assert world.audit.trouble is None
+
+
+def test_what_was_given_while_the_file_was_written_is_in_it_at_the_end(
+    lines: list[MutableMapping[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end waits for what is under way, and then for what came meanwhile: nobody would write that later."""
+    path = tmp_path / "audit"
+    world, go = World(file=str(path)), threading.Event()
+
+    def slow(*given: Any, **more: Any) -> None:
+        go.wait(60)
+        append(*given, **more)
+
+    async def scenario() -> None:
+        world.ask(1)
+        await world.audit.tell()
+        world.ask(2)
+        ending = asyncio.create_task(world.audit.last())
+        await settle()
+        go.set()
+        await ending
+
+    monkeypatch.setattr(module, "END_SECONDS", 60.0)
+    monkeypatch.setattr(module, "append", slow)
+    asyncio.run(scenario())
+    assert [line["count"] for line in read(path)] == [line["count"] for line in served(lines)] == [1, 2]
 
 
 def test_lines_that_a_file_never_takes_are_bounded_and_counted(
