@@ -242,8 +242,8 @@ class Controller:
     def _notify(self) -> None:
         version = self.store.version
         if version != self._version:
-            self._version = version
             self._changed()
+            self._version = version  # after it: what breaks off is told once more
 
     async def _watch(self, source: Source) -> NoReturn:
         name, on_error, on_success = (

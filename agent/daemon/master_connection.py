@@ -95,25 +95,25 @@ class MasterConnection:
     def give(self, data: bytes) -> None:
         """Give it the newest snapshot, and have every former one hold nothing, whoever has it.
 
-        Without memory or a descriptor for it there is none: a server then waits until it is told by us. A master that
-        cannot be told just now is told again.
+        Where there is no memory for it, a server waits until we tell it. A master that cannot be told is told again.
         """
-        former, self.given = self.given, []
-        readers: list[int] = []
-        with contextlib.suppress(OSError):
-            new = Emptiable.holding(data)
-            self.given.append(new)
-            readers.append(new.reader())
-        # What cannot be said with a file may be without: it begins no server with what was before, then.
-        given = self._send(words.SNAPSHOT, readers)
-        told = given or self._send(words.SNAPSHOT)
-        self.gave += told
-        self.owes = not told
-        self._lacks = not (given and readers)
-        for reader in readers:
-            os.close(reader)
-        for one in former:
-            one.empty()
+        self.owes = self._lacks = True  # until it has it, whatever breaks off
+        former, readers = len(self.given), list[int]()
+        try:
+            with contextlib.suppress(OSError):
+                self.given.append(Emptiable.holding(data))
+                readers.append(self.given[-1].reader())
+            # What cannot be said with a file may be without: it begins no server with what was before, then.
+            given = self._send(words.SNAPSHOT, readers)
+            told = given or self._send(words.SNAPSHOT)
+            self.gave, self.owes = self.gave + told, not told
+            self._lacks = not (given and readers)
+        finally:
+            for reader in readers:
+                os.close(reader)
+            for one in self.given[:former]:
+                one.empty()
+            del self.given[:former]  # last: what could not be emptied is by the next
         if self._lacks:
             self._tell_again()
 

@@ -66,6 +66,7 @@ class Snapshots:
         self._hear: list[Callable[[bytes], None]] = []
         self._last = self._made(first)
         self.latest = snapshot.encode(self._last)
+        self._is_told = True  # whether all were told of the last, and it is the true one
         controller.store.watch(self.publish)
 
     @property
@@ -75,8 +76,9 @@ class Snapshots:
 
     @property
     def outdated(self) -> bool:
-        """Whether the time, or whose a uid is, is not as it was said; nobody tells of either."""
-        return self._last.time != self._time() or self._last.subordinate != self._subordinate()[:MOST_RANGES]
+        """Whether the time, or whose a uid is, is not as it was said, or a telling broke off; nobody tells of these."""
+        is_other = self._last.time != self._time() or self._last.subordinate != self._subordinate()[:MOST_RANGES]
+        return is_other or not self._is_told
 
     @property
     def expects_bundle(self) -> bool:
@@ -88,21 +90,22 @@ class Snapshots:
         self._hear.append(hear)
 
     def publish(self) -> None:
-        """Send everybody the present snapshot, if it differs from the last one."""
-        version = self._last.version + 1
+        """Send everybody the present snapshot, if it differs from the last one, or not all were told of that."""
+        version, is_true = self._last.version + 1, True
         try:
             new = self._made(version)
-            if new.same_as(self._last):
+            if self._is_told and new.same_as(self._last):
                 return
             data = snapshot.encode(new)
             snapshot.decode(data)
         except Exception as error:  # noqa: BLE001 - without the new state they must not go on with the old one
             self._log.error("snapshot.not_made", error=type(error).__name__, exc_info=True)
-            new = self._closed(version)
+            new, is_true = self._closed(version), False
             data = snapshot.encode(new)
-        self._last, self.latest = new, data
+        self._last, self.latest, self._is_told = new, data, False
         for hear in self._hear:
             hear(data)
+        self._is_told = is_true
 
     def _made(self, version: int) -> Snapshot:
         controller, now = self._controller, self._clock.now()
