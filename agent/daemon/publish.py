@@ -22,7 +22,7 @@ from agent.core.clock import Clock
 from agent.core.errors import ConfigError, HostError
 from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
-from agent.core.text import os_reason
+from agent.core.text import os_reason, reason_of
 from agent.core.variables import passes
 from agent.core.view import Absent, Live, Origin
 from agent.host import containerenv, envfile
@@ -140,6 +140,7 @@ class Publisher:
         self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # content, mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
+        self._is_behind = False  # whether what was asked for last has not been written
         self._again = asyncio.Event()
         self._since: float | None = None  # the loop's time at which the files began to be out of date
         self.trouble: str | None = None
@@ -238,6 +239,7 @@ class Publisher:
 
     def changed(self) -> None:
         """Something may have changed. Returns at once."""
+        self._is_behind = True
         self._tell_refused()
         if self._task is not None:
             self._again.set()
@@ -245,12 +247,12 @@ class Publisher:
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
     def missing(self) -> Callable[[], bool]:
-        """What tells, in a thread, whether somebody has removed a file that is written now.
+        """What tells, in a thread, whether somebody has removed a file that is written now, or the writing broke off.
 
         Then call :meth:`changed`: a program that begins without its pointers finds another identity.
         """
-        written = tuple(self._written)
-        return lambda: not all(map(_there, written))
+        written, broke_off = tuple(self._written), self._is_behind and self._task is None
+        return lambda: broke_off or not all(map(_there, written))
 
     async def settled(self, seconds: float) -> None:
         """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full.
@@ -266,17 +268,18 @@ class Publisher:
                     await asyncio.wait({self._task})
 
     async def _write(self) -> None:
-        self._since = asyncio.get_running_loop().time()
         try:
+            self._since = asyncio.get_running_loop().time()
             while True:
                 self._again.clear()
                 try:
                     await self._write_once()
-                except HostError as error:
-                    if self.trouble != error.message:
+                except Exception as error:  # noqa: BLE001 - whatever is in the way: what was withdrawn must not stay
+                    reason, known = reason_of(error), isinstance(error, HostError)
+                    if self.trouble != reason:
                         # Once a change, not once an attempt: a disk that is full for a night must not fill the journal.
-                        self._log.error("environment.not_written", reason=error.message)
-                    self.trouble = error.message
+                        self._log.error("environment.not_written", reason=reason, exc_info=not known)
+                    self.trouble = reason
                     # Try again later, or at once when the content changes: a withdrawal must not wait.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._again.wait(), RETRY_SECONDS)
@@ -285,6 +288,7 @@ class Publisher:
                     self._log.info("environment.written")
                 self.trouble = None
                 if not self._again.is_set():
+                    self._is_behind = False
                     return
                 # The disk answers again: from here on callers may wait for it again.
                 self._since = asyncio.get_running_loop().time()

@@ -75,3 +75,16 @@ class Fault:
             if len(self.places) - 1 == self._at:
                 raise self._error()  # which ends the tracing
         return self._line
+
+
+def broken_by(files: str, run: Callable[[Fault], object]) -> dict[str, str]:
+    """Have each line that runs fail once, in a run of its own; returns which rule was broken then, by the line."""
+    run(fault := Fault(None, MemoryError, files))
+    assert fault.places, "nothing was traced"
+    broken = {}
+    for place, at in {place: at for at, place in enumerate(fault.places)}.items():
+        try:
+            run(Fault(at, MemoryError, files))
+        except AssertionError as error:
+            broken[place] = str(error)
+    return broken
