@@ -206,6 +206,9 @@ COVERED = (
     ),
     Row("packer/README.md", "[[sources]]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
     Row(
+        "packer/README.md", "[upstream]", "tests/system/test_install.py::test_an_image_is_made_as_the_page_says", "toml"
+    ),
+    Row(
         "packer/README.md",
         "/mnt/image",
         "tests/system/test_install.py::test_an_image_is_made_as_the_page_says",

@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent import bundle
 from tests.system import machine as m
@@ -259,17 +261,23 @@ def test_who_was_in_the_services_group_becomes_an_operator(chroot: Chroot) -> No
 
 
 def test_an_image_is_made_as_the_page_says(chroot: Chroot, tmp_path: Path) -> None:
-    """The page's own lines, in order, install into a tree with a configuration and a signer, and the checks pass."""
-    page = (m.REPOSITORY / "packer/README.md").read_text().partition("\n## Without Packer\n")[2]
+    """The page's own lines, in order, install into a tree with its configuration of a control plane, and the checks pass.
+
+    The machine that builds is none of the cloud.
+    """
+    whole = (m.REPOSITORY / "packer/README.md").read_text()
+    page = whole.partition("\n## Without Packer\n")[2]
     block = re.search(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert block
     (tmp_path / "build").mkdir()
     (tmp_path / "build/payload").symlink_to(m.payload())
     key = bundle.SigningKey.generate()
     (tmp_path / "control-plane.pub.jwk").write_text(json.dumps(key.public_jwk()))
-    (tmp_path / "site.toml").write_text(
-        '[[keys]]\nkind = "ephemeral"\n[[signers]]\nissuers = ["laptop:*"]\n'
-        'key = "/etc/credential-agent/signers/control-plane.pub.jwk"\n'
+    _, site, upstream = re.findall(r"^```toml\n(.*?)^```$", whole, re.MULTILINE | re.DOTALL)
+    (tmp_path / "site.toml").write_text(f"{site}\n{upstream}")
+    worker = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (tmp_path / "worker.pub.pem").write_bytes(
+        worker.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     made, *lines = commands(block[1])
     assert made.startswith("packer/payload.sh ")  # that is `m.payload()`
@@ -280,7 +288,7 @@ def test_an_image_is_made_as_the_page_says(chroot: Chroot, tmp_path: Path) -> No
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     config = (chroot.root / "etc/credential-agent/config.toml").read_text()
-    assert "ephemeral" in config
+    assert "ec2-user-data" in config
     assert (chroot.root / "etc/systemd/system/credential-agent.service.d/50-ec2.conf").exists()
     assert not (chroot.root / "tmp/payload").exists()
 
