@@ -19,8 +19,8 @@ NAMES: Final = "cat /etc/resolv.conf"
 ROUTE: Final = "ip route get 169.254.169.254"
 TIME: Final = "timedatectl"
 
-#: Grants that need nobody to stay good until their end.
-_STATIC: Final = frozenset({"aws-session", "gcp-token", "env", "aws-instance", "gcp-instance"})
+#: As `status` calls them: what neither STS nor Google renews. A session ends; brokers and metadata services are others.
+_NOT_THERE: Final = frozenset({"aws-session", "gcp-token", "env", "http-broker", "instance"})
 
 _OPTIONS: Final = "aws ec2 modify-instance-metadata-options --instance-id {} "
 _SERVICE: Final[Mapping[str, tuple[str, str]]] = {
@@ -98,7 +98,7 @@ def _needed(facts: Facts) -> set[str] | None:
     """The clouds at which something is renewed; ``None``: nobody says."""
     if isinstance(facts.control, Unknown) or "credentials" not in facts.control.document:
         return None
-    return {one["cloud"] for one in facts.control.document["credentials"] if one["type"] not in _STATIC}
+    return {one["cloud"] for one in facts.control.document["credentials"] if one["type"] not in _NOT_THERE}
 
 
 def _why(endpoint: Endpoint) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 import msgspec
 import pytest
 
 from agent.cli import cli
+from agent.core import verdict
+from agent.core.model import Grant
 from agent.doctor import diagnose, failed
 from agent.doctor.checks import CHECKS
 from agent.doctor.facts import (
@@ -39,6 +42,7 @@ from agent.doctor.facts import (
     Way,
 )
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
+from tests.fakes.clock import START
 from tests.test_typed import cannot
 from tests.unit.doctor.support import (
     KEY,
@@ -59,6 +63,7 @@ from tests.unit.doctor.support import (
     with_,
     without,
 )
+from tests.unit.identity.driver import Store
 
 
 class Case(NamedTuple):
@@ -462,6 +467,25 @@ def test_what_nobody_needs_is_no_failure() -> None:
     assert [one.level for one in diagnose(unneeded) if one.check == "clouds"] == [Level.SKIPPED]
     ephemeral = with_(bundles=found(code="recipient", why="none of ours"))
     assert [one.level for one in diagnose(ephemeral) if one.check == "bundle"] == [Level.SKIPPED]
+
+
+def test_a_cloud_is_needed_by_what_is_renewed_there() -> None:
+    """Of each kind of credential that the agent can hold, as its own status names it: the machine's own needs no cloud."""
+    own = Store(verdict.Policy(), verdict.Memory("i-1"), START, random.Random(7)).slots()
+    kinds = {one.type for one in own} | {str(kind.__struct_config__.tag) for kind in get_args(Grant)}
+
+    def level(kind: str) -> Level:
+        document = answered(credentials=[{**RENEWED, "type": kind}])
+        (said,) = [
+            one
+            for one in diagnose(with_(clouds=endpoint(why="no answer", kind="timeout"), control=document))
+            if one.check == "clouds"
+        ]
+        return said.level
+
+    assert len(own) == 2
+    elsewhere = {"aws-session", "gcp-token", "env", "http-broker", "instance"}
+    assert {kind for kind in kinds if level(kind) is Level.SKIPPED} == elsewhere
 
 
 def test_a_credential_of_systemds_is_the_services_to_see() -> None:
