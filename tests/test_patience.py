@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import pytest_runtest_setup
 from tests.test_house import parsed
 
 pytestmark = pytest.mark.xdist_group("house")
@@ -126,6 +127,19 @@ def test_a_group_stays_together(tmp_path: Path) -> None:
     workers, numbers = zip(*(line.split() for line in where.read_text().splitlines()), strict=True)
     assert len(set(workers)) == 1
     assert [int(number) for number in numbers] == list(range(12))
+
+
+def test_what_is_roots_is_skipped_where_nobody_is_root(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its mark alone: no test fails for a condition that its author, who was root, did not think of."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    pytest_runtest_setup(request.node)
+    request.node.add_marker("root")
+    with pytest.raises(pytest.skip.Exception, match="needs root"):
+        pytest_runtest_setup(request.node)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    pytest_runtest_setup(request.node)
 
 
 def test_where_no_socket_has_room_is_said_before_any_test(tmp_path: Path) -> None:

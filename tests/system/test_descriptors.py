@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 from pathlib import Path
+
+import pytest
 
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
@@ -14,6 +17,7 @@ from tests.system.harness import Agent, World, background, until
 LIMIT = 300
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the agent shows its descriptors to no user")
 def test_a_limit_below_the_caps_is_told_and_stops_no_renewal(tmp_path: Path) -> None:
     """Many more connections than descriptors: others are answered, the machine's token is renewed, and status says why.
 
