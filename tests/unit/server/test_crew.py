@@ -149,10 +149,24 @@ instead(first, other)
 second()
 end()
 """,
-    "connections wait, and it is alive": """
+    "the one that takes over hangs": """
+crew.ALIVE_SECONDS = crew.TAKES_OVER_SECONDS = 0.2
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 first, other = begin(), second()
-os.kill(other, signal.SIGUSR1)  # connections wait
-assert links[first].recv(99) == b"asked"
+os.kill(other, signal.SIGSTOP)
+os.kill(first, signal.SIGKILL)
+assert sorted([hear(), hear()]) == sorted([(words.ENDED, first), (words.INSTEAD, other)])
+assert hear() == (words.ENDED, other)
+word, new = hear()
+assert word == words.LINK and links[new].recv(99) == b"first", word
+end()
+""",
+    "connections wait, and it is alive": """
+crew.ALIVE_SECONDS, forked._DOUBTS_SECONDS = 10.0, 0.0
+first, other = begin(), second()
+for _ in range(3):  # what it has said is heeded, or it would not be asked again, but ended
+    os.kill(other, signal.SIGUSR1)  # connections wait
+    assert links[first].recv(99) == b"asked"
 os.kill(first, signal.SIGKILL)
 instead(first, other)  # until then it was the one that answers
 end()
@@ -167,13 +181,15 @@ instead(first, other)
 end()
 """,
     "those that stand by end as soon as they are begun": """
-crew.PAUSE_SECONDS = 0.001
+crew.PAUSE_SECONDS = 0.05
 first = begin(words.number(words.LISTEN, 1))  # that none stands by
 second_ends.set()
+began = time.monotonic()
 ours.send(words.number(words.LISTEN, words.TWO))
 seen = []
 while len([word for word, _ in seen if word == words.SECOND]) < 25:
     seen.append(hear())
+assert time.monotonic() - began >= 20 * crew.PAUSE_SECONDS  # as above
 assert not [word for word, _ in seen if word == words.FAILING], seen
 assert len([word for word, _ in seen if word == words.LINK]) == 2, seen  # the first, linked anew, and its successor
 end()
