@@ -3,7 +3,8 @@
 Except where that is stepped forward, to a time that is ahead of ours: then the machine may have been paused, which boot
 time does not count, and what is served may have ended. The controller believes such a step at once
 (:mod:`agent.core.timekeeping`); but it may be away, or hang. So it is believed here, too, until the next snapshot says
-what time it is. Of a pause before this process began nothing is known here.
+what time it is. A process that begins with a snapshot which came before it is told how far the clocks were apart then
+(:mod:`agent.server.kept`); where nobody knows that, nothing is known of a pause before it began.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from agent.core.timekeeping import STEP_SECONDS
 from agent.serve.waiting import Served
 
 _boottime: Final = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+
+
+def wall_ahead() -> float:
+    """How far the machine's wall clock is ahead of boot time, in seconds."""
+    return time.time() - _boottime()
 
 
 class ServedClock:
@@ -42,7 +48,8 @@ class ServedClock:
 
     def _told(self) -> None:
         """A snapshot came, which says what time it is."""
-        self._then = self._wall() - self._boottime()
+        wall = self._served.wall
+        self._then = self._wall() - self._boottime() if wall is None else wall
         told = self._served.now.time
         self._lost, self._told_ours = told.lost, told.lost + told.offset
 

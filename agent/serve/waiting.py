@@ -28,16 +28,19 @@ class Served:
 
     Args:
         data: the first.
+        wall: how far the machine's wall clock was ahead of boot time when that came, in seconds; ``None``: it came now.
 
     Attributes:
         now: the snapshot.
+        wall: the same of the present one.
         settings: of the first: the dialects read them once.
 
     Raises:
         SnapshotError: ``data`` is none.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, wall: float | None = None) -> None:
+        self.wall = wall
         self._event: asyncio.Event | None = None  # only where somebody waits
         self._forgets: list[Callable[[], None]] = []
         self._take(snapshot.decode(data))
@@ -53,6 +56,7 @@ class Served:
             SnapshotError: ``data`` is none. The former snapshot is served on.
         """
         self._take(snapshot.decode(data))
+        self.wall = None
         for forget in self._forgets:
             forget()
         event, self._event = self._event, None

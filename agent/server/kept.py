@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from agent.host.systemd import NEXT, Notifier
+from agent.serve.clock import wall_ahead
 
 NAME: Final = "snapshot"
 NAMES: Final = (NAME, NAME + NEXT)
@@ -26,15 +27,21 @@ class Kept:
     Args:
         notifier: the service manager.
         stored: what it held for us.
+        wall: how far the wall clock is ahead of boot time, in seconds.
 
     Attributes:
         ours: whether the present controller gave it: then a server that is linked to that may begin with it.
+        wall: how far that was when it came; ``None``: it came before this process began.
 
     *Resources*: the files, until the process ends.
     """
 
-    def __init__(self, notifier: Notifier, stored: Mapping[str, int]) -> None:
+    def __init__(
+        self, notifier: Notifier, stored: Mapping[str, int], *, wall: Callable[[], float] = wall_ahead
+    ) -> None:
         self.ours = False
+        self.wall: float | None = None
+        self._wall = wall
         self._notifier = notifier
         # Two: whoever was about to replace one may have ended in between. A server tells which is newer.
         self._files = [stored[name] for name in NAMES if name in stored]
@@ -50,7 +57,7 @@ class Kept:
         """Keep this one, or none, and no former one."""
         for one in self._files:
             os.close(one)
-        self._files, self.ours = list(descriptors), True
+        self._files, self.ours, self.wall = list(descriptors), True, self._wall()
         self._untold = True
         self.tell()
 

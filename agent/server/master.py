@@ -242,4 +242,6 @@ class Master:
         found = self._kept.read()
         # What a former controller gave is not for a server of this one, which may have other settings.
         found = found if self._kept.ours or link is None else ()
-        work.run(link, self._sockets, parent=parent, kept=found, master=master, stands_by=stands_by)
+        work.run(
+            link, self._sockets, parent=parent, kept=found, wall=self._kept.wall, master=master, stands_by=stands_by
+        )

@@ -33,6 +33,7 @@ def run(
     *,
     parent: int,
     kept: Sequence[bytes] = (),
+    wall: float | None = None,
     master: socket.socket | None = None,
     stands_by: bool = False,
 ) -> None:
@@ -43,6 +44,7 @@ def run(
         sockets: on which workers ask; a netlink socket of the service manager's may be among them.
         parent: the process id of the master.
         kept: what may be a snapshot to begin with; of several, the newest.
+        wall: how far the wall clock was ahead of boot time when they came, in seconds; ``None``: that is not known.
         master: is told when workers are answered, and gives links to controllers that come later.
         stands_by: answer nobody until the master says so.
     """
@@ -56,7 +58,7 @@ def run(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    serving = serve(link, listening, diagnosis, stop, _use(), kept=kept, master=master, stands_by=stands_by)
+    serving = serve(link, listening, diagnosis, stop, _use(), kept=kept, wall=wall, master=master, stands_by=stands_by)
     loop.run_until_complete(serving)
 
 
@@ -82,6 +84,7 @@ async def serve(
     use: Use | None = None,
     *,
     kept: Sequence[bytes] = (),
+    wall: float | None = None,
     master: socket.socket | None = None,
     stands_by: bool = False,
 ) -> None:
@@ -96,6 +99,7 @@ async def serve(
         stop: ends it; set by whoever ends the process, and where nobody tells what to serve.
         use: what this process uses.
         kept: what may be a snapshot to begin with.
+        wall: how far the wall clock was ahead of boot time when they came; ``None``: that is not known.
         master: is told when workers are answered, and gives links to controllers that come later.
         stands_by: answer nobody until the master says so.
     """
@@ -121,7 +125,7 @@ async def serve(
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
-    link.begin_with(_newest(kept))
+    link.begin_with(_newest(kept, wall))
     if given is None and link.served is None:
         return  # it was emptied just now, or is none: there is nothing to serve
     served = await _first(link, stop)
@@ -151,12 +155,12 @@ async def _stood_by(supervisor: Supervisor, queues: Queues, stop: asyncio.Event)
     return supervisor.answers.is_set() and not stop.is_set()
 
 
-def _newest(kept: Sequence[bytes]) -> Served | None:
+def _newest(kept: Sequence[bytes], wall: float | None) -> Served | None:
     """The newest of those that are snapshots."""
     found: list[Served] = []
     for data in kept:
         with contextlib.suppress(SnapshotError):
-            found.append(Served(data))
+            found.append(Served(data, wall=wall))
     return max(found, key=lambda one: one.version, default=None)
 
 

@@ -22,11 +22,14 @@ class Hands:
 
     Args:
         wrong: by how much the wall clock is ahead of that, in seconds.
+        before: so long ago, by the wall clock alone, came what this process begins with; ``None``: it comes now.
     """
 
-    def __init__(self, *, wrong: float = 0.0) -> None:
+    def __init__(self, *, wrong: float = 0.0, before: float | None = None) -> None:
         self.boot, self.wall = 1000.0, NOON + wrong
-        self.served = Served(self.said(NOON))
+        came = None if before is None else self.wall - self.boot
+        self.wall += before or 0.0
+        self.served = Served(self.said(NOON), wall=came)
         self.clock = ServedClock(self.served, boottime=lambda: self.boot, wall=lambda: self.wall)
 
     def said(self, now: float) -> bytes:
@@ -55,6 +58,15 @@ def test_a_pause_that_boot_time_did_not_count_is_noticed(wrong: float) -> None:
     hands = Hands(wrong=wrong)
     assert hands.after(wall=2 * HOUR) == pytest.approx(2 * HOUR)
     assert hands.after(boot=HOUR, wall=HOUR) == pytest.approx(3 * HOUR)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 60.0, 10 * HOUR])
+def test_a_pause_is_noticed_by_a_process_that_began_after_it(wrong: float) -> None:
+    """It is told how far the clocks were apart when what it begins with came: nothing that has ended lives again."""
+    hands = Hands(wrong=wrong, before=2 * HOUR)
+    assert hands.after() == pytest.approx(2 * HOUR)
+    hands.served.take(hands.said(NOON + 3 * HOUR))
+    assert hands.after(boot=HOUR, wall=HOUR) == pytest.approx(4 * HOUR)
 
 
 def test_a_wall_clock_that_is_set_right_moves_nothing() -> None:

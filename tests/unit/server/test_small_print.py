@@ -323,11 +323,11 @@ class TestKept:
 
     def test_where_nobody_keeps_anything_there_is_nothing_to_tell(self) -> None:
         """Without a service manager a snapshot is told at once; and whose it is is known."""
-        kept = Kept(systemd.Notifier(None), {})
-        assert not kept.ours
+        kept = Kept(systemd.Notifier(None), {}, wall=lambda: 7.0)
+        assert (kept.ours, kept.wall) == (False, None)
         one = kept_file(b"one")
         kept.take([one])
-        assert kept.ours
+        assert (kept.ours, kept.wall) == (True, 7.0)
         assert kept.tell()
         assert kept.files == (one,)
         assert kept.read() == (b"one",)

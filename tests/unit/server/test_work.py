@@ -51,10 +51,10 @@ async def test_of_what_was_kept_the_newest_is_served(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(confine, "give_up_all_but_answering", lambda: True)
     monkeypatch.setattr(Link, "begin_with", lambda _, served: found.append(served))
     for kept in itertools.permutations((older, newer, b"junk")):
-        await work.serve(None, [], None, asyncio.Event(), kept=kept)
+        await work.serve(None, [], None, asyncio.Event(), kept=kept, wall=7.0)
         served = found.pop()
         assert served is not None
-        assert served.version == Served(newer).version
+        assert (served.version, served.wall) == (Served(newer).version, 7.0)
     await work.serve(None, [], None, asyncio.Event(), kept=[b"junk", b""])
     assert found == [None]
 
