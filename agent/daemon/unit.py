@@ -12,7 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 
@@ -99,6 +99,19 @@ class ServerUnit:
             begins(self._master)
 
     async def _stay_connected(self) -> None:
+        while True:
+            try:
+                await self._keep_connecting()
+            except Exception as error:  # noqa: BLE001 - nobody waits for it, and without it nobody is told what is served
+                structlog.get_logger().error(
+                    "work.crashed", work="the server's unit", error=type(error).__name__, exc_info=True
+                )
+                if (master := self._master) is not None:
+                    master.close()
+                    self._lose(master)
+            await asyncio.sleep(MOST_PAUSE_SECONDS)
+
+    async def _keep_connecting(self) -> NoReturn:
         loop = asyncio.get_running_loop()
         failed = quick = 0
         while True:
@@ -131,9 +144,9 @@ class ServerUnit:
         master = self._reach()
         if master is None:
             return None
-        waited = [asyncio.ensure_future(one.wait()) for one in (master.introduced, self._lost)]
-        is_there = False
+        waited, is_there = list[asyncio.Future[bool]](), False
         try:
+            waited += [asyncio.ensure_future(one.wait()) for one in (master.introduced, self._lost)]
             await asyncio.wait(waited, timeout=INTRODUCED_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             is_there = master.introduced.is_set() and not self._lost.is_set()
         finally:
@@ -158,6 +171,9 @@ class ServerUnit:
         except OSError:
             control.close()
             return None
+        except BaseException:
+            control.close()
+            raise
 
     def _hold(self, given: Sequence[Emptiable]) -> None:
         """Have what a master was given at hand: one that is begun anew may have it, and begin with it."""

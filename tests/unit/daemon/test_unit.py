@@ -206,3 +206,28 @@ async def test_a_master_that_names_no_address_answers_where_it_was_to(masters: M
     await masters.accept(say=words.at([]))
     assert await connecting == ["127.0.0.1:1"]
     await unit.close(0)
+
+
+@looped
+@pytest.mark.parametrize("where", ["_lose", "_connect"])
+async def test_whatever_breaks_off_it_connects_anew(
+    masters: Masters, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nobody waits for the task that keeps the connection: if it ended, no server would be told what is withdrawn."""
+    monkeypatch.setattr(unit_module, "MOST_PAUSE_SECONDS", 0.01)
+    broken: list[str] = []
+
+    def breaks(unit: ServerUnit, *given: Any) -> Any:
+        if not broken:
+            broken.append(where)
+            raise MemoryError
+        return real(unit, *given)
+
+    with structlog.testing.capture_logs() as logs:
+        async with connected(masters) as (_, controller, control):
+            real = getattr(ServerUnit, where)
+            monkeypatch.setattr(ServerUnit, where, breaks)
+            control.close()
+            assert await asked(await masters.accept()) == controller.servers.latest()
+    assert broken == [where]
+    assert [line["error"] for line in logs if line["event"] == "work.crashed"] == ["MemoryError"]
