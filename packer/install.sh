@@ -46,6 +46,7 @@ die() { say "error: $*"; exit 1; }
 booted() { [ -d /run/systemd/system ]; }
 reload_systemd() { if booted; then systemctl daemon-reload; fi; }
 redirect() { "$PREFIX/bin/credential-agent" redirect "$@"; }
+rules() { timeout -k 1 30 nft "$@"; } # one that hangs would be waited for without end
 
 # One at a time: a provisioner and cloud-init, a person and an unattended upgrade. (A child that outlives this has it too.)
 alone() {
@@ -231,6 +232,8 @@ standing() { # ROOT
 remember() {
   local path
   saved=$(mktemp -d)
+  # Not by its unit: after a link to /dev/null in the place of that, and `systemctl unmask`, there is none.
+  [ ! -L "$PREFIX/current" ] || present=yes
   # One that was killed may have written units anew: nobody knows of which sockets systemd has the former ones.
   [ ! -e "$UNFINISHED" ] || { unfinished=yes && remade=("$UNITS"/credential-agent*.socket); }
   remade=("${remade[@]##*/}")
@@ -286,7 +289,7 @@ put_back() {
 open_workers() {
   local family pref
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
-    nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent
+    rules -f - <<<'table inet credential_agent { }; delete table inet credential_agent
       table inet credential_agent_closed { }; delete table inet credential_agent_closed' || return 1
     ip address del 169.254.171.2/32 dev lo 2>/dev/null || true
     ip address del fd6c:9e1f:25b2::2/128 dev lo 2>/dev/null || true
@@ -303,7 +306,7 @@ open_workers() {
 # Where the installation before led workers and this one is to leave it: no rule of that one stays.
 lead_no_more() {
   systemctl --quiet stop credential-agent-redirect.service credential-agent-watch.service credential-agent-closed.service 2>/dev/null || true
-  if [ -d /run/credential-agent-redirect ] || nft list table inet credential_agent_closed >/dev/null 2>&1; then
+  if [ -d /run/credential-agent-redirect ] || rules list table inet credential_agent_closed >/dev/null 2>&1; then
     open_workers || say "the rules are still there: reboot"
   fi
 }
@@ -334,7 +337,7 @@ undo() {
   if [ "$started" = yes ] && booted; then
     # What the new sockets hold the old ones could not bind. Where they are the same the agent is only restarted: a stop
     # would take what was minted with it (the descriptor store), and the workers' credential if nobody can mint just now.
-    if [ ! -e "$saved$UNITS/credential-agent.service" ]; then
+    if [ "$present" = no ]; then
       stop_everything || say "the rules are still there: reboot"
     elif [ ${#remade[@]} -gt 0 ]; then
       systemctl stop credential-agent.service credential-agent-serve.service credential-agent.socket credential-agent-ipv6.socket \
@@ -342,12 +345,12 @@ undo() {
     fi
   fi
   put_back
-  [ -e "$saved$UNITS/credential-agent.service" ] || say "nothing was installed: what was put here is taken away again"
+  [ "$present" = yes ] || say "nothing was installed: what was put here is taken away again"
   rm -rf "$saved"
   saved=''
   if [ "$started" = yes ] && booted; then
     reload_systemd
-    if [ -e "$UNITS/credential-agent.service" ]; then
+    if [ "$present" = yes ]; then
       say "putting the release before back to work"
       if ! leads; then lead_no_more; fi
       # Beside them the release that was refused would go on, from files that are gone.
@@ -572,8 +575,9 @@ start_units() {
     esac
   done
   if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
-  systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket \
-    credential-agent-courier.socket
+  systemctl start credential-agent.socket credential-agent-control.socket
+  # Without these workers are served too. One that could not be made cannot be while its service runs, and is when that starts anew.
+  systemctl start credential-agent-ipv6.socket credential-agent-courier.socket 2>/dev/null || true
   # Callers wait in the sockets' queues meanwhile. (A release that answers them in the agent itself goes on to, beside this, until
   # the agent is restarted: the sockets are the same.) Where the agent does not run, its start is this one's too.
   if systemctl --quiet is-active credential-agent.service; then again=restart; fi
@@ -688,9 +692,7 @@ do_install() {
 do_uninstall() {
   local name
   stop_everything
-  if [ -e "$UNITS/credential-agent.service" ]; then
-    systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
-  fi
+  systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
   for name in "${SERVICES[@]}"; do
     rm -f "$UNITS/$name"
     remove_drop_ins "$name" 40-interpreter 50-{ec2,gce,kernel-clock,no-redirect,systemd-249,systemd-254}
@@ -725,7 +727,7 @@ do_uninstall() {
 # -- the command line ---------------------------------------------------------------------------------------------------
 
 wheel='' carried='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
-signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no unfinished=no action=install
+signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no unfinished=no present=no action=install
 trap 'undo; [ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM HUP
 

@@ -3,5 +3,17 @@
 set -e
 
 case ${1:-} in
-  remove | 0) exec /usr/lib/credential-agent/install.sh uninstall ;;
+  remove) exec /usr/lib/credential-agent/install.sh uninstall ;;
+  0) if /usr/lib/credential-agent/install.sh uninstall; then exit 0; fi ;;
+  *) exit 0 ;;
 esac
+
+# rpm keeps the package then, and calls nothing that would put back to work what was stopped halfway (dpkg does: abort-remove).
+OPTIONS=
+# shellcheck disable=SC1091
+[ ! -r /etc/default/credential-agent ] || . /etc/default/credential-agent
+start=
+[ -d /run/systemd/system ] || start=--no-start
+# shellcheck disable=SC2086
+/usr/lib/credential-agent/install.sh --release /usr/lib/credential-agent/release --no-packages $start $OPTIONS || true
+exit 1

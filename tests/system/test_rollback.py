@@ -133,6 +133,33 @@ def test_one_whose_sockets_are_others_is_undone(machine: Machine) -> None:
     working(machine)
 
 
+def test_one_whose_unit_was_masked_and_unmasked_is_undone(machine: Machine) -> None:
+    """Of what has no unit of that name any more all the rest is at work again, and nothing was opened."""
+    unit, kept = "/etc/systemd/system/credential-agent.service", "/root/kept.service"
+    wheel = break_release(machine, "the agent exits")
+    machine.run("sh", "-c", f"mv {unit} {kept}; systemctl daemon-reload")
+    try:
+        before = seen(machine)
+        done = machine.result("sh", "-c", f"{INSTALL} --wheel {wheel}", seconds=170)
+        assert done.returncode == 1
+        assert seen(machine) == before
+        assert "nothing was installed" not in done.stderr
+        assert machine.run(*m.python(m.CONNECT), "169.254.169.254", "80", uid=m.WORKER_UID).strip() != "other"
+    finally:
+        machine.run("sh", "-c", f"mv {kept} {unit}; systemctl daemon-reload; systemctl start credential-agent.target")
+    working(machine)
+
+
+def test_a_socket_that_could_not_be_made_is_made_by_the_next(machine: Machine) -> None:
+    """It hinders no installation: the agent ran without couriers, and beside it their socket could not be made anew."""
+    courier, path = SOCKETS[-1], "/run/credential-agent-courier.sock"
+    machine.run("sh", "-c", f"systemctl stop credential-agent.service {courier}; mkdir {path}")
+    machine.run("sh", "-c", f"systemctl start credential-agent.service; rmdir {path}; systemctl reset-failed {courier}")
+    assert machine.result("systemctl", "start", courier).returncode != 0
+    machine.run("sh", "-c", INSTALL, seconds=170)
+    working(machine)
+
+
 def test_one_that_was_killed_is_finished_by_the_next(machine: Machine) -> None:
     """It had put its units in place and started nothing: the sockets that the next one leaves are those of the new units."""
     pages, kept = (machine.root / "payload/pages" / name for name in ("pages.py", "kept"))

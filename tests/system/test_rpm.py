@@ -123,6 +123,18 @@ def test_a_release_that_does_not_start_leaves_the_one_before_at_work(machine: Ma
     assert "-9.0.0-" in releases(machine)
 
 
+def test_what_cannot_be_erased_is_at_work_again(machine: Machine) -> None:
+    """The removal fails in the middle: rpm says so and keeps the package, and workers have their agent again."""
+    held = "/etc/systemd/system-preset/50-credential-agent.preset"
+    machine.run("mount", "--bind", held, held)  # nobody can take away what is mounted upon
+    try:
+        assert machine.result(*RPM, "--erase", NAME, seconds=170).returncode != 0
+    finally:
+        machine.run("umount", held)
+    working(machine)
+    assert installed(machine) == ["9.0.0"]
+
+
 def test_where_the_install_script_was_nothing_is_unpacked(machine: Machine) -> None:
     """The package refuses before a file of it is there, and the removal of what did not come takes nothing off."""
     machine.run(*RPM, "--erase", NAME, seconds=170)
