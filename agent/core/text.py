@@ -39,7 +39,7 @@ def when(moment: datetime, now: datetime) -> str:
     span = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
     if abs(seconds) < 120:
         span = f"{abs(seconds)} s"
-    return f"in {span}" if seconds >= 0 else f"{span} ago"
+    return f"in {span}" if moment >= now else f"{span} ago"
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -40,13 +40,15 @@ def test_a_length_is_said_in_two_units(seconds: int, words: str, finer: str) -> 
     ("seconds", "words"),
     [
         (119, "in 119 s"),
+        (0, "in 0 s"),
+        (-0.5, "0 s ago"),
         (-119, "119 s ago"),
         (120, "in 2 min"),
         (5 * 3600 + 300, "in 5 h 05 min"),
         (-26 * 3600, "26 h 00 min ago"),
     ],
 )
-def test_a_moment_is_said_from_here(seconds: int, words: str) -> None:
+def test_a_moment_is_said_from_here(seconds: float, words: str) -> None:
     """How far off it is, ahead or behind."""
     assert when(NOW + timedelta(seconds=seconds), NOW) == words
 
