@@ -219,7 +219,7 @@ class Durable:
 
     def adopt(self, instance_id: str, boot_id: str, firmware: Mapping[str, str], *, write: bool = True) -> None:
         """The memory is this machine's, which has that name: write it down at once, or a clone would not know."""
-        with self._whole():
+        with self._whole() if write else contextlib.nullcontext():
             if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
                 self._ask(self._store.memory, self.sealed)
 
@@ -237,7 +237,12 @@ class Durable:
 
     def recall(self, memory: Memory) -> bool:
         """Know what could not be read at the start, unless something is in force or in doubt; whether it is so."""
-        return self._store.take(MemoryRecalled(memory), self._clock.now())
+        with self._whole():
+            before = self._store.bundle
+            known = self._store.take(MemoryRecalled(memory), self._clock.now())
+            if before is not None and self._store.bundle is None:
+                self.sealed = None
+            return known
 
     def doubt(
         self, why: str, instance_id: str = "", boot_id: str = "", firmware: Mapping[str, str] | None = None

@@ -155,7 +155,12 @@ class Intake:
             return
         if overtaken():
             return
-        verdict = self._durable.resume(bundle, sealed, self._clock.now())
+        try:
+            verdict = self._durable.resume(bundle, sealed, self._clock.now())
+        except Exception as error:  # noqa: BLE001 - nobody else would try it again, and workers wait for it
+            why = KeyUnavailableError(f"it cannot be put in force just now: {type(error).__name__}")
+            self._not_resumed(bundle_in, why, believed)
+            return
         if isinstance(verdict, Accepted):
             self._verdicts.resumed(bundle)
         elif isinstance(verdict, Refused):

@@ -21,7 +21,7 @@ event                  what it does
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
 ``MemoryReset``        nothing is left of what was the other machine's; what was brought to this one stays remembered
-``MemoryRecalled``     what the disk knew counts, as long as nothing is in force and nothing in doubt
+``MemoryRecalled``     what the disk knew counts, unless in doubt, or what is in force is no older
 ``MemoryDoubted``      what the memory decided is pending
 ``BundleResuming``     what was in force is pending, or no longer
 ``Holding``            (at a start) the slot holds what an earlier process held
@@ -447,18 +447,23 @@ def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.R
     return _purged(replace(_settled(state), memory=memory, machine={}), now), APPLIED
 
 
-def memory_recalled(state: State, event: MemoryRecalled, _now: datetime, _rng: random.Random) -> Step:
+def memory_recalled(state: State, event: MemoryRecalled, now: datetime, _rng: random.Random) -> Step:
     """Know what the disk knew. Applied: its bundle may come back into force, unless something came meanwhile.
 
     Where nothing did, what stood for the memory has had its time.
     """
-    if state.doubt is not None or state.bundle is not None:
-        return state, NOTHING
     read, ours = event.memory, state.memory
+    if state.doubt is not None:
+        return state, NOTHING
+    if state.bundle is not None:
+        mark = read.mark(state.bundle.issuer, state.bundle.subject)
+        if mark is None or mark.seq <= state.bundle.seq:
+            return state, NOTHING
+        state = _purged(state, now)  # it came into force while a slow disk was read, which knows better
     both = read if read.marks and not ours.marks else streams.united(ours, read)
     name = ours.instance_id or read.instance_id
     memory = replace(both, instance_id=name, boot_id=ours.boot_id, firmware=ours.firmware)
-    return changed(replace(state, memory=memory)), APPLIED
+    return changed(_machines_kept(replace(state, memory=memory), now)), APPLIED
 
 
 def memory_doubted(state: State, event: MemoryDoubted, now: datetime, _rng: random.Random) -> Step:

@@ -143,6 +143,19 @@ async def test_the_copy_of_what_was_in_force_is_kept_if_it_cannot_be_evaluated_f
 
 
 @looped
+async def test_it_is_kept_if_it_cannot_be_put_in_force_for_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for that, and nobody else would try it again: it is looked at once more, and in force then."""
+    world = fallback(await remembered())
+    world.knows(b"one", bundle(session(), on_expiry=OnExpiry.FALLBACK))
+    lacks_once(world, monkeypatch, MemoryError())
+    async with world.running():
+        await world.controller.intake.resume(b"one")
+        assert not serves(world)
+        await world.clock.advance(600)
+        assert serves(world)
+
+
+@looped
 async def test_a_copy_that_is_another_bundle_is_waited_for_no_more() -> None:
     """Also if that is found at a further look: the sticky rule answers then, as at once."""
     world = fallback(await remembered())

@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
 from agent.core.errors import HostError
 from agent.core.history import Entry
-from agent.core.model import Cloud, SealedBundle
+from agent.core.model import Action, Cloud, SealedBundle
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
 from agent.daemon import disk, grace, remembered, unending
@@ -26,9 +27,10 @@ from agent.host.state import Lived, StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
-from tests.system.harness import AUDIENCE
+from tests.system.harness import AUDIENCE, ISSUER
 from tests.unit.daemon.life import BOOT, OTHER_BOOT, OTHER_UUID, Life, Machines, patient, sealed_for
 from tests.unit.daemon.test_reload_between import come_true
+from tests.unit.identity.worlds import bundle
 
 OURS = "config:i-1"
 LateEnd = Callable[[Machines, Life], Awaitable[None]]
@@ -291,6 +293,36 @@ class TestABrokenMemory:
             assert [mark.seq for mark in written.marks] == [left]
             async with machines.start() as life:
                 assert life.in_force() == left
+
+        play(tmp_path, scenario)
+
+    @pytest.mark.parametrize("brought", [1, 9])
+    def test_where_nothing_comes_back_the_agent_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int
+    ) -> None:
+        """What could be read by then says that all was withdrawn: only a later bundle is accepted, and no round fails."""
+        read, refuses = read_plain, True
+
+        def failing(path: Path, most: int) -> bytes:
+            if path.name == state.MEMORY_FILE and refuses:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return read(path, most)
+
+        async def scenario(machines: Machines) -> None:
+            nonlocal refuses
+            await machines.live(OURS, seq=2)
+            withdrawal = msgspec.structs.replace(bundle(seq=3, action=Action.WITHDRAW), issuer=ISSUER, subject="team")
+            await machines.before.controller.durable.submit(withdrawal, b"")
+            monkeypatch.setattr(remembered, "AGAIN_SECONDS", ())
+            monkeypatch.setattr(state, "read_plain", failing)
+            machines.stored.clear()
+            async with machines.start() as life:
+                refuses = False
+                ack = await life.controller.intake.submit(
+                    SealedBundle(sealed_for(machines.before, seq=brought), "push")
+                )
+                life.controller.step()
+                assert (ack.outcome, life.in_force()) == (("accepted", 9) if brought == 9 else ("refused", None))
 
         play(tmp_path, scenario)
 

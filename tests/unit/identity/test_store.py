@@ -250,10 +250,34 @@ class TestRecall:
         if doubted:
             s.doubt("whose?")
         else:
-            take(s, bundle(session(), seq=1))
+            take(s, bundle(session(), seq=3))
         before = s.memory
         assert not s.recall(self.KNOWN)
         assert s.memory is before
+
+    @pytest.mark.parametrize("withdrawn", [False, True])
+    def test_what_came_into_force_meanwhile_by_a_lower_number_ends(self, *, withdrawn: bool) -> None:
+        """A slow disk was not waited for, and knows a higher number of that stream: nothing of before that is served."""
+        known = self.KNOWN
+        if withdrawn:
+            before = store(known)
+            take(before, bundle(seq=3, action=Action.WITHDRAW))
+            known = before.memory
+        s = store(self.CLOSED)
+        take(s, bundle(session(), seq=1))
+        assert s.recall(known)
+        assert not isinstance(s.answer(Cloud.AWS, START), Live)
+        assert isinstance(s.evaluate(bundle(session(), seq=1), START), Refused)
+        assert (s.memory.active is None) is withdrawn
+
+    def test_a_cloud_that_it_does_not_close_is_the_machine_s(self) -> None:
+        """What stood for it closed each cloud: one that no bundle ever decided is served, and asked for, again."""
+        known = take(store(), bundle(session(), seq=2))
+        s = store(self.CLOSED)
+        assert s.recall(known)
+        assert {work.key.cloud for work in s.due(START)} == {Cloud.GCP}
+        assert s.next_wake(START) > START
+        assert isinstance(s.answer(Cloud.GCP, START), Pending)
 
 
 class TestSequence:
