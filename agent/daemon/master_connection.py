@@ -109,13 +109,13 @@ class MasterConnection:
             self.gave, self.owes = self.gave + told, not told
             self._lacks = not (given and readers)
         finally:
+            if self._lacks:
+                self._tell_again()
             for reader in readers:
                 os.close(reader)
             for one in self.given[:former]:
                 one.empty()
             del self.given[:former]  # last: what could not be emptied is by the next
-        if self._lacks:
-            self._tell_again()
 
     def _send(self, said: bytes, files: Sequence[int] = ()) -> bool:
         """Say it; false: it cannot be said just now. If the master has ended that is heard."""

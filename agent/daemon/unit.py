@@ -103,12 +103,14 @@ class ServerUnit:
             try:
                 await self._keep_connecting()
             except Exception as error:  # noqa: BLE001 - nobody waits for it, and without it nobody is told what is served
-                structlog.get_logger().error(
-                    "work.crashed", work="the server's unit", error=type(error).__name__, exc_info=True
-                )
+                with contextlib.suppress(Exception):  # what was lacking may be lacking here, too
+                    structlog.get_logger().error(
+                        "work.crashed", work="the server's unit", error=type(error).__name__, exc_info=True
+                    )
                 if (master := self._master) is not None:
-                    master.close()
-                    self._lose(master)
+                    with contextlib.suppress(Exception):
+                        master.close()
+                        self._lose(master)
             await asyncio.sleep(MOST_PAUSE_SECONDS)
 
     async def _keep_connecting(self) -> NoReturn:

@@ -244,6 +244,37 @@ async def test_each_snapshot_empties_the_one_before() -> None:
     joined.close()
 
 
+@pytest.mark.parametrize("times", [1, 3])
+@looped
+async def test_what_could_not_be_given_is_given_later(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """However often that fails, and whatever it fails by: nothing else may change for long, and nobody asks for it."""
+    monkeypatch.setattr(master_connection, "AGAIN_SECONDS", 0.001)
+    joined, holding, failed = Joined(), Emptiable.holding, list[bytes]()
+    joined.begin()
+    for _ in range(2):
+        _, fds = joined.heard()
+        for fd in fds:
+            os.close(fd)
+
+    def fails(data: bytes) -> Emptiable:
+        if len(failed) < times:
+            failed.append(data)
+            raise MemoryError if len(failed) > 1 else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return holding(data)
+
+    monkeypatch.setattr(Emptiable, "holding", fails)
+    loop, told = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    joined.connection.give(b"newest")
+    given = list[int]()
+    while not given:
+        _, given = await asyncio.to_thread(joined.heard)
+    assert os.pread(given[0], 1 << 20, 0) == joined.controller.servers.latest()
+    os.close(given[0])
+    assert [type(error) for error in told] == [MemoryError] * (times - 1)
+    joined.close()
+
+
 @looped
 async def test_an_acknowledgement_waits_until_the_master_has_what_was_given() -> None:
     """Until then it may begin a server by what was served before, of which nobody has heard here."""
