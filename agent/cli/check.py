@@ -53,10 +53,10 @@ def check(path: Path, build: bool, as_json: bool) -> None:
     settings, faults = config.survey(path)
     wrong: list[AgentError] = [fault.error(str(path)) for fault in faults]
     wrong += _ruled_out(settings.redirect)
-    wrong += _never_asked(settings)
+    warned = list(_never_asked(settings))
     if build:
-        unseen = list(_elsewhere(settings))
-        _end(path, wrong, [f"not looked at: {name}" for name in unseen], as_json=as_json, build=True)
+        unseen = [f"not looked at: {name}" for name in _elsewhere(settings)]
+        _end(path, wrong, warned + unseen, as_json=as_json, build=True)
         return
     from agent import daemon
 
@@ -64,10 +64,10 @@ def check(path: Path, build: bool, as_json: bool) -> None:
         return daemon.check(settings, environ=environ)
 
     found = asyncio.run(look())
-    warnings = [f"warning: {warning}" for warning in (*found.told, *_unknown_users(settings.redirect.users))]
+    warned += [f"warning: {warning}" for warning in (*found.told, *_unknown_users(settings.redirect.users))]
     # A faulty section has defaults in place of what was meant: faults that follow from these are not told.
     wrong += [error for key, error in found.faults if not config.follows(key, faults)]
-    _end(path, wrong, warnings, as_json=as_json, build=False)
+    _end(path, wrong, warned, as_json=as_json, build=False)
 
 
 def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool, build: bool) -> None:
@@ -88,15 +88,17 @@ def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool
         click.echo(f"{path}: ok" + (", as far as it can be said off the worker" if build else ""))
 
 
-def _never_asked(settings: Config) -> Iterator[AgentError]:
-    """URLs that the agent starts with and makes no request with; what was got is not said: it is a password."""
+def _never_asked(settings: Config) -> Iterator[str]:
+    """URLs that the agent starts with and makes no request with; what was got is not said: it is a password.
+
+    No mistake that forbids anything: an agent that ran with one beside others is not kept from its next release.
+    """
     from agent import config
-    from agent.core.errors import ConfigError
 
     for key, value in config.urls(settings):
         # A proxy is told the name; whoever else is asked would be told it by none of our requests.
         if not key.endswith("proxy") and re.match(r"\w+://[^/?#]*@", value):
-            yield ConfigError(f"{key}: expected a url without a user's name: it is never asked")
+            yield f"warning: {key}: expected a url without a user's name: it is never asked"
 
 
 def _ruled_out(section: Redirect) -> Iterator[AgentError]:
