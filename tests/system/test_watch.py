@@ -181,15 +181,18 @@ def test_an_nft_that_hangs_is_not_waited_for_when_another_can_be_used(tmp_path: 
 )
 @pytest.mark.parametrize(
     ("written", "refused"),
-    [(None, ""), ("", ""), ("700\n33-34\nnonsense\n", "33-34,700"), (Path("/proc/self/mem"), "1-999,4294967294")],
-    ids=["absent", "empty", "some", "refused"],
+    [
+        *((None, ""), ("", ""), ("700\n33-34\nnonsense\n", "33-34,700")),
+        *((Path("/proc/self/mem"), "1-999,4294967294"), (Path("workers"), "1-999,4294967294")),
+    ],
+    ids=["absent", "empty", "some", "refused", "not found out"],
 )
 def test_who_was_a_worker_is_anybody_where_the_disk_does_not_say_it(
     tmp_path: Path, by: tuple[str, str, str], written: str | Path | None, refused: str
 ) -> None:
     """A file that is not there names nobody; one that cannot be read may name any user of the system's."""
     if isinstance(written, Path):
-        (tmp_path / "workers").symlink_to(written)  # its first page cannot be read: EIO
+        (tmp_path / "workers").symlink_to(written)  # its first page cannot be read (EIO); it leads to itself (ELOOP)
     elif written is not None:
         (tmp_path / "workers").write_text(written)
     script, unit, line = by
