@@ -16,7 +16,7 @@ import pytest
 from agent.host import nft
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = ("sh", "ip", "grep", "rm", "cat")
+TOOLS = ("sh", "ip", "grep", "ls", "rm", "cat")
 
 pytestmark = [
     pytest.mark.root,
