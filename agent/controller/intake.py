@@ -133,7 +133,7 @@ class Intake:
     # -- bundles ----------------------------------------------------------------------------------------------------
 
     async def resume(self, sealed: bytes | None) -> None:
-        """Put back in force what an earlier process of this instance had accepted. Called once, before :meth:`run`."""
+        """Put back in force what an earlier process of this instance had accepted: at the start, or once it is read."""
         active = self._store.memory.active
         if active is None or sealed is None or self._opener is None:
             return

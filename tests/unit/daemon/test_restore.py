@@ -138,6 +138,19 @@ class TestOurs:
         play(tmp_path, scenario)
 
 
+class Refused:
+    """Reads as the host does, but for the memory, which the system refuses with a number, as long as that is so."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.refuses = True
+
+    def __call__(self, path: Path, most: int) -> bytes:
+        if path.name == state.MEMORY_FILE and self.refuses:
+            raise OSError(self.number, os.strerror(self.number))
+        return read_plain(path, most)
+
+
 class TestABrokenMemory:
     @pytest.mark.parametrize("on_expiry", ["deny", "fallback"])
     def test_it_is_replaced_by_one_that_allows_nothing(self, tmp_path: Path, on_expiry: str) -> None:
@@ -227,15 +240,9 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         """Nothing was accepted since: what lies there, readable by now or not, is what the next start has."""
-        read, refuses = read_plain, True
-
-        def failing(path: Path, most: int) -> bytes:
-            if path.name == state.MEMORY_FILE and refuses:
-                raise OSError(number, os.strerror(number))
-            return read(path, most)
+        failing = Refused(number)
 
         async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
-            nonlocal refuses
             await machines.live("aws:i-1")
             machines.stored.clear()
             before = (machines.state / state.MEMORY_FILE).read_bytes()
@@ -244,7 +251,7 @@ class TestABrokenMemory:
                 patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
                 patch.setattr(state, "read_plain", failing)
                 async with machines.start() as life:
-                    refuses = number == errno.EACCES
+                    failing.refuses = number == errno.EACCES
                     ec2.faults.clear()
                     await life.restorer.identify_late(at_once=True)
                     assert life.store.memory.instance_id == "aws:i-1"
@@ -263,15 +270,9 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int, outcomes: set[str], left: int
     ) -> None:
         """It can be read by now: an old bundle is refused, and what was in force comes back without another start."""
-        read, refuses, seen = read_plain, True, set[int | None]()
-
-        def failing(path: Path, most: int) -> bytes:
-            if path.name == state.MEMORY_FILE and refuses:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(path, most)
+        failing, seen = Refused(errno.EIO), set[int | None]()
 
         async def scenario(machines: Machines) -> None:
-            nonlocal refuses
             await machines.live(OURS, seq=2)
             machines.watching = lambda life: seen.add(life.in_force())
             monkeypatch.setattr(remembered, "AGAIN_SECONDS", ())
@@ -279,7 +280,7 @@ class TestABrokenMemory:
             machines.stored.clear()
             async with machines.start() as life:
                 assert life.in_force() is None
-                refuses = False
+                failing.refuses = False
                 sealed = sealed_for(machines.before, seq=brought)
                 if brought == 2:
                     sealed = next(machines.state.glob("bundle-*.jose")).read_bytes()
@@ -301,15 +302,9 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int
     ) -> None:
         """What could be read by then says that all was withdrawn: only a later bundle is accepted, and no round fails."""
-        read, refuses = read_plain, True
-
-        def failing(path: Path, most: int) -> bytes:
-            if path.name == state.MEMORY_FILE and refuses:
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-            return read(path, most)
+        failing = Refused(errno.EACCES)
 
         async def scenario(machines: Machines) -> None:
-            nonlocal refuses
             await machines.live(OURS, seq=2)
             withdrawal = msgspec.structs.replace(bundle(seq=3, action=Action.WITHDRAW), issuer=ISSUER, subject="team")
             await machines.before.controller.durable.submit(withdrawal, b"")
@@ -317,7 +312,7 @@ class TestABrokenMemory:
             monkeypatch.setattr(state, "read_plain", failing)
             machines.stored.clear()
             async with machines.start() as life:
-                refuses = False
+                failing.refuses = False
                 ack = await life.controller.intake.submit(
                     SealedBundle(sealed_for(machines.before, seq=brought), "push")
                 )

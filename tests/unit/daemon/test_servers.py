@@ -42,6 +42,11 @@ from tests.unit.controller.support import looped
 from tests.unit.daemon.test_reload_between import come_true
 
 
+def asking(number: int) -> bytes:
+    """A server's question to the real service."""
+    return frame_from_server(Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0))
+
+
 class Controller:
     """A controller with a real service, and the servers that a test connects."""
 
@@ -464,8 +469,7 @@ async def test_one_that_asks_on_and_reads_no_answer_is_cut_off(monkeypatch: pyte
     controller.real.always = answer(b"x" * (1 << 17))
     async with controller.raw() as (_, writer):
         for number in range(1, 65):
-            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
-            writer.write(frame_from_server(asked))
+            writer.write(asking(number))
         await come_true(lambda: controller.ended == 1)
 
 
@@ -477,8 +481,7 @@ async def test_one_that_reads_its_answers_goes_on_however_many_there_are(monkeyp
     controller.real.always = answer(b"x" * (1 << 17))
     async with controller.raw() as (reader, writer):
         for number in range(1, 9):
-            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
-            writer.write(frame_from_server(asked))
+            writer.write(asking(number))
             (told,) = await heard(reader, 1)
             assert len(told.body) == 1 << 17
         assert controller.ended == 0
@@ -491,8 +494,7 @@ async def test_no_more_is_asked_for_one_that_reads_no_answer() -> None:
     controller.real.always = answer(b"x" * (1 << 17))
     async with controller.raw() as (_, writer):
         for number in range(1, 301):
-            asked = Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 60.0)
-            writer.write(frame_from_server(asked))
+            writer.write(asking(number))
         writer.write(frame_of(Mint(301, "the last")))
         await come_true(lambda: controller.minted == ["the last"])
         at_once = 2 * (CONCURRENCY + MADE_CONCURRENCY)
