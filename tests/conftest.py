@@ -6,12 +6,14 @@ the group over all workers. The hook goes when xdist does it again: ``test_a_gro
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from _pytest.nodeid import NodeId
 from hypothesis import HealthCheck, settings
 
@@ -75,3 +77,22 @@ def _signals_are_left_as_they_were_found() -> Iterator[None]:
     before = _signals()
     yield
     assert _signals() == before
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_it_was_found() -> Iterator[None]:
+    """Each test has it put back.
+
+    An agent that reloads in a test's process sets up the process's logging, on the standard error of that moment. Where
+    that was the test's own (``capsys``), it was closed with the test, and whatever logged next in that process failed.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    configured, before = structlog.is_configured(), structlog.get_config()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    if structlog.get_config() != before:
+        structlog.reset_defaults()
+        if configured:
+            structlog.configure(**before)

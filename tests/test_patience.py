@@ -129,6 +129,27 @@ def test_a_group_stays_together(tmp_path: Path) -> None:
     assert [int(number) for number in numbers] == list(range(12))
 
 
+def test_no_test_logs_where_another_did(tmp_path: Path) -> None:
+    """A log that a test set up ends with it: a standard error of its own is closed then, and the next one cannot log."""
+    (tmp_path / "test_it.py").write_text(
+        "import structlog\n"
+        "from agent import log\n"
+        "def test_one(capsys):\n"
+        "    log.set_up()\n"
+        "    structlog.get_logger().error('first')\n"
+        "    assert 'first' in capsys.readouterr().err\n"
+        "def test_another():\n"
+        "    structlog.get_logger().error('second')\n"
+    )
+    ours = ["-p", "tests.conftest", "-n", "0", "-q", "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *ours],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
 def test_what_is_roots_is_skipped_where_nobody_is_root(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
