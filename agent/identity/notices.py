@@ -13,7 +13,7 @@ from agent.core.model import Cloud
 from agent.core.verdict import Event, Notice
 from agent.core.view import Answer, Ended, Live, Pending
 from agent.identity.events import Effect, Ticked
-from agent.identity.standing import origin, view
+from agent.identity.standing import is_others, origin, view
 from agent.identity.state import State, Told, changed, lease_over, slots_of
 from agent.identity.until import valid_until, why_until
 
@@ -35,7 +35,7 @@ def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> 
         stands = (whose, type(answer), _stands(answer, awaited=cloud in state.awaited))
         if stands != before.standing:
             state = changed(state)
-            event = _told_as(answer, before)
+            event = _told_as(answer, before, others=is_others(state, cloud, now))
             if event is not None:
                 notices.append(Notice(event, cloud, whose, _why(answer), until))
         near = until is not None and until - now <= state.policy.horizon_lead
@@ -71,9 +71,9 @@ def _moments(state: State, now: datetime) -> Iterator[datetime]:
             yield until - state.policy.horizon_lead
 
 
-def _told_as(answer: Answer, before: Told) -> Event | None:
+def _told_as(answer: Answer, before: Told, *, others: bool) -> Event | None:
     """What is told of an answer that is another than before; ``None``: nothing."""
-    if not isinstance(answer, Ended):
+    if not isinstance(answer, Ended) or others:
         return Event.IDENTITY if before.standing is not None or isinstance(answer, Live) else None
     # Somebody is woken by an end. What has not begun cannot end: a first attempt that fails in passing is told as that,
     # and another reason for the same lack is no other end.

@@ -158,6 +158,15 @@ def _closed(state: State, cloud: Cloud) -> str:
     return f"the bundle that decided this identity was withdrawn; {kept}"
 
 
+def is_others(state: State, cloud: Cloud, now: datetime) -> bool:
+    """Whether ``cloud`` is refused as it is meant to be: bundles bring another, and the configuration allows nothing.
+
+    Its requests are answered as those of any :class:`Closed` cloud: an absent one's would see more of the machine's.
+    """
+    decided = state.memory.decided
+    return bool(decided) and cloud not in decided and isinstance(standing(state, cloud, now), Closed)
+
+
 # -- what is answered ------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from agent.core.view import Ended, Live, Origin
 from agent.host.arrival import STATES
 from agent.identity import standing, until
 from agent.identity.store import Store
+from agent.report.summary import told
 from agent.report.vitals import ANSWERS, Vitals
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class _Collector:
     def _identities(self) -> Iterator[Metric]:
         """Which identity does each cloud have, and until when?"""
         store, now = self._store, self._now
-        answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
+        answers = {cloud: told(store, cloud, now) for cloud in Cloud}
         origins = {cloud: standing.origin(store.state, cloud, now) for cloud in Cloud}
         yield _gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
         python = platform.python_version()

@@ -8,7 +8,7 @@ import msgspec
 
 from agent.core.model import AwsCredential, Cloud
 from agent.core.text import instant
-from agent.core.view import Live
+from agent.core.view import Absent, Answer, Ended, Live
 from agent.identity import standing, until
 from agent.identity.store import Store
 from agent.report.vitals import ANSWERS
@@ -38,9 +38,15 @@ class Summary(msgspec.Struct, frozen=True):
     why: str | None = None
 
 
+def told(store: Store, cloud: Cloud, now: datetime) -> Answer:
+    """The answer for ``cloud`` at ``now`` as people and alerts are told it: what nobody ever brings has not ended."""
+    answer = store.answer(cloud, now)
+    return Absent(answer.why) if isinstance(answer, Ended) and standing.is_others(store.state, cloud, now) else answer
+
+
 def summary(store: Store, cloud: Cloud, now: datetime) -> Summary:
     """The summary of ``cloud`` at ``now``."""
-    answer = store.answer(cloud, now)
+    answer = told(store, cloud, now)
     ends = until.valid_until(store.state, cloud, now)
     credential = answer.credential if isinstance(answer, Live) else None
     aws = credential if isinstance(credential, AwsCredential) else None

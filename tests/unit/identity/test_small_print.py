@@ -512,6 +512,17 @@ class TestTold:
         refused = store(fallback=frozenset())
         assert [one.event for one in refused.tick(START)] == [Event.ENDED, Event.ENDED]
 
+    def test_what_bundles_never_bring_does_not_end(self) -> None:
+        """Where nothing falls back, a bundle for one cloud ends nothing in the other; taking it away ends it in its own."""
+        s = store(grace=MINUTE, fallback=frozenset())
+        s.tick(START)
+        take(s, bundle(session()))
+        assert [(one.event, one.cloud) for one in s.tick(START) if one.event is Event.ENDED] == []
+        assert isinstance(s.answer(Cloud.GCP, START), Ended)  # on the wire it is refused as ever
+        take(s, bundle(seq=2, action=Action.WITHDRAW))
+        told = [one.cloud for one in s.tick(START) if one.event is Event.ENDED]
+        assert told == [Cloud.AWS]
+
     def test_an_end_is_near_only_for_what_is_served(self) -> None:
         """What has ended already is told as ended, not as about to end."""
         s = store()

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.counters import Counters
+from agent.core.model import Cloud
 from agent.core.source import ELSEWHERE
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.host.arrival import STATES, Arrival
@@ -42,8 +43,8 @@ def values(store: Store, now: datetime, **labels: str) -> dict[str, float]:
     }
 
 
-def store(*, grace: timedelta = timedelta()) -> Store:
-    return Store(Policy(grace=grace), Memory("i-1"), START, random.Random(7))
+def store(*, grace: timedelta = timedelta(), fallback: frozenset[Cloud] = frozenset(Cloud)) -> Store:
+    return Store(Policy(grace=grace, fallback=fallback), Memory("i-1"), START, random.Random(7))
 
 
 def with_session() -> Store:
@@ -84,6 +85,24 @@ def test_an_ended_cloud_is_in_that_state() -> None:
     for now, ended in ((START, 0), (START + 2 * HOUR, 1)):
         assert values(served, now, cloud="aws", state="ended") == {"state": ended}
         assert values(served, now, cloud="aws", state="live") == {"state": 1 - ended}
+
+
+def test_a_cloud_that_bundles_never_bring_has_not_ended() -> None:
+    """Where nothing falls back, a cloud is absent while bundles decide only the other, and has ended before any did."""
+    served = store(fallback=frozenset())
+    assert values(served, START, cloud="gcp", state="ended") == {"state": 1}
+    verdict = served.evaluate(bundle(session(hours=1)), START)
+    assert isinstance(verdict, Accepted)
+    served.accept(verdict, START)
+
+    assert values(served, START, cloud="gcp", state="ended") == {"state": 0}
+    assert values(served, START, cloud="gcp", state="absent") == {"state": 1}
+    assert values(served, START, cloud="gcp") == {}
+    assert status(served, Counters(), VITALS, START)["clouds"]["gcp"]["state"] == "absent"
+    # A lease or a session of the other that ends is an end of that one alone.
+    later = START + 2 * HOUR
+    assert values(served, later, cloud="aws", state="ended") == {"state": 1}
+    assert values(served, later, cloud="gcp", state="ended") == {"state": 0}
 
 
 def test_a_pending_cloud_alarms_nobody() -> None:
