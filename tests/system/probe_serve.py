@@ -103,11 +103,11 @@ for path in (
     attempt(f"read {path}", partial(read, path))
 for path in (
     "/etc/credential-agent", "/etc/systemd", "/var/lib", "/var/log", "/home", "/root", "/run/credential-agent",
-    "/run/credentials", "/run/user", "/sys", "/srv", "/boot",
+    "/run/credentials", "/run/user", "/sys", "/srv", "/boot", "/dev/shm",
 ):  # fmt: skip
     attempt(f"list {path}", partial(listed, path))
 for path in (
-    "/opt/credential-agent", "/run", "/var/lib", "/etc", "/usr", "/opt", "/srv", "/home", "/",
+    "/opt/credential-agent", "/run", "/var/lib", "/etc", "/usr", "/opt", "/srv", "/home", "/dev/shm", "/",
 ):  # fmt: skip
     attempt(f"write {path}", partial(written, f"{path}/probe"))
 for path in ("/tmp", "/var/tmp", "/dev/shm"):
@@ -135,10 +135,10 @@ for pid in (1, int(sys.argv[1])):
 numbers = {
     "x86_64": {"io_uring_setup": 425, "process_vm_readv": 310, "ptrace": 101, "userfaultfd": 323, "kcmp": 312,
                "pidfd_getfd": 438, "add_key": 248, "bpf": 321, "unshare": 272, "perf_event_open": 298, "memfd_create": 319,
-               "memfd_secret": 447, "setns": 308, "mount": 165, "chroot": 161},
+               "memfd_secret": 447, "setns": 308, "mount": 165, "chroot": 161, "connect": 42},
     "aarch64": {"io_uring_setup": 425, "process_vm_readv": 270, "ptrace": 117, "userfaultfd": 282, "kcmp": 272,
                 "pidfd_getfd": 438, "add_key": 217, "bpf": 280, "unshare": 97, "perf_event_open": 241, "memfd_create": 279,
-                "memfd_secret": 447, "setns": 268, "mount": 40, "chroot": 51},
+                "memfd_secret": 447, "setns": 268, "mount": 40, "chroot": 51, "connect": 203},
 }[platform.machine()]  # fmt: skip
 for name, number in numbers.items():
     attempt(name, partial(system_call, number, 0x10000000, 0, 0, 0, 0))

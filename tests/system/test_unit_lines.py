@@ -101,14 +101,14 @@ def test_the_two_that_last_lack_what_passes_by_a_sandbox(unit: str) -> None:
     changes = {
         "unlink", "unlinkat", "rmdir", "chmod", "fchmod", "fchmodat", "chown", "fchown", "fchownat", "lchown"
     }  # fmt: skip
-    assert words == (neither if unit == AGENT else neither | makes | changes)
+    assert words == (neither if unit == AGENT else neither | makes | changes | {"connect"})
 
 
 def test_who_answers_workers_sees_nothing_of_the_machine() -> None:
     """Of what systemd would leave there, and it names what a systemd that cannot empty /run leaves there."""
     hidden = {path.lstrip("-") for value in lines(SERVE, "InaccessiblePaths") for path in value.split()}
     assert hidden == {
-        "/boot", "/lost+found", "/sys", "/run/credential-agent", "/run/credential-agent-control.sock",
+        "/boot", "/lost+found", "/sys", "/dev/shm", "/run/credential-agent", "/run/credential-agent-control.sock",
         "/run/credential-agent-courier.sock", "/run/dbus", "/run/systemd/journal", "/run/systemd/private",
     }  # fmt: skip
     assert lines(SERVE, "UMask") == ["0777"]

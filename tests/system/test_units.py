@@ -129,7 +129,7 @@ sys.argv = ["agent.server"]
 runpy.run_module("agent.server", run_name="__main__", alter_sys=True)
 """
 MASTER_MAY = {
-    "files": ("write /tmp", "write /var/tmp", "write /dev/shm"),  # its own, and gone with it
+    "files": ("write /tmp", "write /var/tmp"),  # its own, and gone with it
     "unix sockets": ("a name of its own",),  # in its own network
     "processes": ("pidfd of",),  # which signals nobody
     **dict.fromkeys(("ipc", "executable memory", "handles", "priority"), ("",)),
