@@ -9,6 +9,7 @@ happens to the reader (:mod:`agent.log.spool`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -57,7 +58,8 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         stream: where to; standard error by default (the journal, under systemd).
     """
     out = stream if stream is not None else sys.stderr
-    readable = style == "console" or (style == "auto" and out.isatty())
+    terminal = _is_terminal(out)
+    readable = style == "console" or (style == "auto" and terminal)
     number = logging.getLevelNamesMapping()[level.upper()]
     traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     processors: list[structlog.typing.Processor] = [
@@ -67,7 +69,7 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
     ]
     if readable:
         processors.append(
-            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)
         )
     else:
         processors += [structlog.processors.ExceptionRenderer(traceback), structlog.processors.JSONRenderer()]
@@ -75,15 +77,35 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         spool.marker = _marker_readable if readable else _marker
     structlog.configure(
         processors=[_Safe(processors)],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=_never_raising(number),
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
     # Messages of libraries reach the journal from WARNING on, in the same form. Those below never do: at DEBUG
     # libraries print bodies, headers and parameters.
     root = logging.getLogger()
-    root.handlers[:] = [_Bridge()]
-    root.setLevel(max(number, logging.WARNING))
+    threshold = max(number, logging.WARNING)
+    root.handlers[:] = [_Bridge(threshold)]  # also for a library that gave its own logger a level
+    root.setLevel(threshold)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a person reads it: nobody reads a stream that was closed."""
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):
+        return False
+
+
+def _never_raising(level: int) -> type[structlog.typing.FilteringBoundLogger]:
+    """What is logged with from that level on: a stream that is closed, full or gone costs the line, and nobody else."""
+    filtering = structlog.make_filtering_bound_logger(level)
+
+    def proxy(self: Any, method_name: str, event: str | None = None, **fields: Any) -> None:
+        with contextlib.suppress(Exception):
+            filtering._proxy_to_logger(self, method_name, event, **fields)  # type: ignore[attr-defined] # noqa: SLF001 - structlog's border for such classes
+
+    return type("NeverRaising", (filtering,), {"_proxy_to_logger": proxy})
 
 
 class _Safe:
@@ -120,9 +142,12 @@ class _Bridge(logging.Handler):
     """Hands a library's record to structlog: its text, never its arguments apart, and no locals."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log = structlog.get_logger()
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - an argument's own __str__ may raise anything
             text = "a message that could not be formatted"
-        log.log(record.levelno, "library.message", logger=record.name, message=text[:500])
+        with contextlib.suppress(Exception):
+            log = structlog.get_logger()
+            # A library may have levels of its own, for which structlog has no name.
+            say = log.error if record.levelno >= logging.ERROR else log.warning
+            say("library.message", logger=record.name, message=text[:500])

@@ -12,6 +12,7 @@ wait for, and no ``O_NONBLOCK``, which would be set for everybody who shares the
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import io
@@ -33,6 +34,8 @@ PATIENCE_SECONDS: Final = 1.0
 """How long an exit waits for a reader that takes nothing."""
 FLUSH_SECONDS: Final = 5.0
 """How long an exit waits for a reader that is slow."""
+BEGUN_SECONDS: Final = 2.0
+"""A thread that has not begun after so long has died, or this machine has too much to do."""
 
 
 def _told(count: int) -> bytes:
@@ -70,7 +73,8 @@ class Spool:
         self._busy = False
         self._moves = 0  # how often the reader took something
         self._cut = False  # the reader took only the beginning of a line
-        self._thread: threading.Thread | None = None
+        self._writes = False  # whether the thread is there
+        self._begin_at = float("-inf")  # when another is begun, if none has said that it is there
 
     @property
     def dropped(self) -> int:
@@ -79,21 +83,27 @@ class Spool:
 
     def put(self, line: bytes) -> None:
         """Take a line, its end included. Never blocks, never raises."""
+        with self._news:
+            try:
+                self._put(line)
+            except MemoryError:
+                self._dropped += 1
+
+    def _put(self, line: bytes) -> None:
         if len(line) > MAX_LINE_BYTES:
             line = line[: MAX_LINE_BYTES - 4] + b"...\n"
-        with self._news:
-            if self._bytes + len(line) > self._max_bytes:
-                self._gap += 1
-                self._dropped += 1
-                return
-            if self._gap:
-                self._lines.append(self._gap)
-                self._gap = 0
-            self._lines.append(line)
-            self._bytes += len(line)
-            if self._thread is None:
-                self._begin()
-            self._news.notify()
+        if self._bytes + len(line) > self._max_bytes:
+            self._gap += 1
+            self._dropped += 1
+            return
+        if self._gap:
+            self._lines.append(self._gap)
+            self._gap = 0
+        self._lines.append(line)
+        self._bytes += len(line)
+        if not self._writes:
+            self._begin()
+        self._news.notify()
 
     def close(self, *, patience: float = PATIENCE_SECONDS, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until everything is written, for as long as the reader takes something.
@@ -120,12 +130,30 @@ class Spool:
         return not self._lines and not self._busy
 
     def _begin(self) -> None:
-        thread = threading.Thread(target=self._write, name="log", daemon=True)
+        now = time.monotonic()
+        if now < self._begin_at:
+            return  # it is asked for, and comes
+        # Not threading.Thread, whose start waits for the thread's first steps: without memory for those it is waited
+        # for in vain (CPython's issue 140746).
+        with contextlib.suppress(RuntimeError, MemoryError):  # no more threads, no memory, or the interpreter is ending
+            _thread.start_new_thread(self._run, ())
+            self._begin_at = now + BEGUN_SECONDS  # else the next line tries again
+
+    def _run(self) -> None:
+        with self._news:
+            if self._writes:
+                return  # another was begun meanwhile
+            self._writes = True
         try:
-            thread.start()
-        except (RuntimeError, MemoryError):
-            return  # no more threads, no memory for one, or the interpreter is ending: the next line tries again
-        self._thread = thread
+            self._write()
+        except Exception:  # noqa: BLE001 - no memory: the line is lost, and the next one has a thread of its own
+            self._lost += 1
+            self._dropped += 1
+        finally:
+            with self._news:
+                self._writes = self._busy = False
+                self._begin_at = float("-inf")
+                self._news.notify_all()
 
     def _write(self) -> None:
         while True:

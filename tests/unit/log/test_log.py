@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -70,3 +72,67 @@ def test_what_libraries_warn_of_is_heard(stream: io.StringIO) -> None:
 
     assert (line["event"], line["logger"]) == ("library.message", "aiohttp.server")
     assert len(line["message"]) == 500
+
+
+class Refusing(io.StringIO):
+    """A stream that nothing can be written to."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.tried = error, 0
+
+    def write(self, _text: str, /) -> int:
+        self.tried += 1
+        raise self.error
+
+
+REFUSED: list[Exception] = [OSError(number, os.strerror(number)) for number in errno.errorcode]
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [REFUSED, [MemoryError()], [ValueError("I/O operation on closed file")]],
+    ids=["errno", "memory", "closed"],
+)
+def test_whatever_refuses_a_line_whoever_logs_goes_on(stream: io.StringIO, errors: list[Exception]) -> None:
+    """Neither we nor a library hear of a log that cannot be written, whatever it is refused with."""
+    for error in errors:
+        log.set_up(stream=(refusing := Refusing(error)))
+        structlog.get_logger().error("work.crashed", work="w")
+        structlog.get_logger().bind(work="w").info("work.begun")
+        logging.getLogger("aiohttp.server").warning("odd")
+        assert refusing.tried == 3
+
+
+def test_a_closed_stream_can_be_set_up(stream: io.StringIO) -> None:
+    """A stream that somebody has closed is no terminal, and nobody fails for it."""
+    stream.close()
+    log.set_up(stream=stream)
+    structlog.get_logger().error("work.crashed", work="w")
+
+
+def test_no_memory_for_a_line_is_nobody_s_error(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever logs goes on where there is no memory for the line, nor for a shorter one in its place."""
+
+    class Large:
+        def __str__(self) -> str:
+            raise MemoryError
+
+    def no_memory(*_: object, **__: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(json, "dumps", no_memory)
+    log.set_up(stream=stream)
+    structlog.get_logger().error("work.crashed", work=Large())
+    assert stream.getvalue() == ""
+
+
+def test_a_library_s_own_level_is_heard(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a library says at a level of its own is a warning or an error, and one that it opens below those stays shut."""
+    log.set_up(level="debug", stream=stream)
+    library = logging.getLogger("a_library")
+    monkeypatch.setattr(library, "level", logging.DEBUG)
+    for level in (logging.INFO, logging.WARNING + 5, logging.CRITICAL + 5):
+        library.log(level, "%s", level)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [("warning", "35"), ("error", "55")]

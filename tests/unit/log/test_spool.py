@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
-import threading
 
 import pytest
 
+from agent.log import spool as rules
 from agent.log.spool import Spool
 
 NUMBER = -1
 """Of the file: nobody else writes there."""
+
+
+PATIENCE = 60.0
+"""In seconds: a busy machine may let a thread wait."""
 
 
 class Disk:
@@ -41,10 +46,10 @@ def test_half_a_line_stays_apart_from_the_next(monkeypatch: pytest.MonkeyPatch, 
         spool = Spool(NUMBER)
         for _ in range(lost):
             spool.put(b"a line\n")
-            assert spool.close()
+            assert spool.close(patience=PATIENCE, seconds=PATIENCE)
         disk.room = 1000
         spool.put(b"another\n")
-        assert spool.close()
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
     assert disk.written == b"a l\n%d lines of the log were dropped\nanother\n" % lost
 
 
@@ -56,14 +61,59 @@ def test_a_line_that_no_thread_can_be_had_for_is_written_with_the_next(
 ) -> None:
     """Whoever logs goes on: for want of a thread, or of memory for one, nothing that is logged is lost or raises."""
 
-    def refused(_thread: threading.Thread) -> None:
+    def refused(*_: object) -> None:
         raise error
 
     with monkeypatch.context() as patched:
         disk, spool = Disk(patched, 1000), Spool(NUMBER)
         with monkeypatch.context() as none:
-            none.setattr(threading.Thread, "start", refused)
+            none.setattr(_thread, "start_new_thread", refused)
             spool.put(b"a line\n")
         spool.put(b"another\n")
-        assert spool.close()
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
     assert disk.written == b"a line\nanother\n"
+
+
+def test_a_thread_that_dies_in_its_first_steps_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for its first steps a thread never begins: nobody waits for that, and a later line has another."""
+    with monkeypatch.context() as patched:
+        disk, spool = Disk(patched, 1000), Spool(NUMBER)
+        with monkeypatch.context() as dying:
+            dying.setattr(_thread, "start_new_thread", lambda *_: 1)
+            dying.setattr(rules, "BEGUN_SECONDS", 0.0)
+            spool.put(b"a line\n")
+        spool.put(b"another\n")
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
+    assert disk.written == b"a line\nanother\n"
+
+
+def test_a_thread_that_breaks_off_has_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the writing breaks off with costs the line that it was at, which is counted, and none after it."""
+
+    def no_memory(_count: int) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        disk, spool = Disk(patched, 0), Spool(NUMBER)
+        told, spool.marker = spool.marker, no_memory
+        spool.put(b"a line\n")
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
+        spool.put(b"another\n")
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
+        spool.marker, disk.room = told, 1000
+        spool.put(b"a third\n")
+        assert spool.close(patience=PATIENCE, seconds=PATIENCE)
+    assert disk.written.endswith(b"lines of the log were dropped\na third\n")
+    assert spool.dropped == 2
+
+
+def test_a_line_without_memory_for_its_place_is_counted() -> None:
+    """Whoever logs goes on where the queue itself has no memory."""
+
+    class Large(bytes):
+        def __len__(self) -> int:
+            raise MemoryError
+
+    spool = Spool(NUMBER)
+    spool.put(Large(b"a line\n"))
+    assert spool.dropped == 1
