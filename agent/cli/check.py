@@ -146,13 +146,20 @@ def _become_the_service() -> None:
 
 
 def _elsewhere(settings: Config) -> Iterator[str]:
-    """The files and the group that only a worker has."""
+    """The files, the group and the metadata service that only a worker has."""
     for index, key in enumerate(settings.keys):
         for name in ("path", "public_key", "name"):
             if hasattr(key, name):
                 yield f"keys[{index}].{name}: {getattr(key, name)}"
     for index, signer in enumerate(settings.signers):
         yield f"signers[{index}].key: {signer.key}"
+    for index, source in enumerate(settings.sources):
+        kind = str(source.__struct_config__.tag)
+        service = {"ec2-user-data": "ec2", "gce-attribute": "gce"}.get(kind)
+        if service is not None and getattr(settings.upstream, service) == "auto":
+            # The installation asks that of the machine that builds, whatever machine comes of it.
+            missing = f"a machine without such a metadata service refuses it, unless upstream.{service} names one"
+            yield f"sources[{index}]: {kind}: {missing}"
     for index, source in enumerate(settings.sources):
         named = {name: getattr(source, name, None) for name in ("ca_file", "token_file", "url_file")}
         yield from (f"sources[{index}].{name}: {path}" for name, path in named.items() if path is not None)

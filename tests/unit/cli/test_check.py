@@ -57,6 +57,24 @@ def test_before_a_build_the_file_alone_is_checked(path: Path, tmp_path: Path) ->
         assert what in done.output
 
 
+@pytest.mark.parametrize(
+    ("kind", "cloud", "others"), [("ec2-user-data", "ec2", "gce"), ("gce-attribute", "gce", "ec2")]
+)
+def test_before_a_build_it_is_said_that_a_metadata_service_is_needed(
+    path: Path, kind: str, cloud: str, others: str
+) -> None:
+    """What an installation refuses on a machine of another kind is said before, unless the service is named."""
+    told = {}
+    for which in ("", cloud, others):
+        named = f'[upstream]\n{which} = "http://169.254.169.254"\n' if which else ""
+        signer = '[[signers]]\nkey = "/nowhere/signer.pub.jwk"\nissuers = ["x"]\n'
+        path.write_text(f'{named}{signer}[[keys]]\nkind = "ephemeral"\n[[sources]]\nkind = "{kind}"\n')
+        done = CliRunner().invoke(room.check, ["--build", "--config", str(path)])
+        assert done.exit_code == 0, done.output
+        told[which] = f"not looked at: sources[0]: {kind}" in done.output and f"upstream.{cloud}" in done.output
+    assert told == {"": True, cloud: False, others: True}
+
+
 def test_before_a_build_a_mistake_is_still_one(path: Path) -> None:
     """What is wrong with the file itself is said."""
     path.write_text(path.read_text() + "nonsense = 1\n")
