@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.members import members_only
+from agent.cli.members import members_only, not_running
 from agent.core.errors import HostError
 from agent.wire import names
 from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
@@ -26,7 +26,6 @@ USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _LATE_PARTS: Final = 100
 """So many parts of an answer are read after its time: a status has a few."""
-_NOT_RUNNING: Final = "systemctl status credential-agent"
 _OTHER: Final = "credential-agent doctor says who answers, and whether that is another release"
 
 
@@ -168,11 +167,11 @@ def control(
     except PermissionError:
         raise NotAllowedError(f"{path}: not allowed", hint=members_only(path)) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise NotListeningError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
+        raise NotListeningError(f"{path}: the agent does not listen there", hint=not_running()) from None
     except (TimeoutError, BlockingIOError):
-        raise NoAnswerError(f"{path}: no answer within {timeout_seconds:g} s", hint=_NOT_RUNNING) from None
+        raise NoAnswerError(f"{path}: no answer within {timeout_seconds:g} s", hint=not_running()) from None
     except (OSError, http.client.HTTPException) as error:
-        raise HostError(f"{path}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
+        raise HostError(f"{path}: no answer: {_reason(error)}", hint=not_running()) from None
 
 
 def worker(
@@ -196,10 +195,10 @@ def worker(
     except ConnectionRefusedError:
         raise NotLetInError(
             f"{host}:{port}: refused: the agent does not run, or this user is no worker",
-            hint=f"{_NOT_RUNNING}; the [redirect] section of the configuration says who is a worker",
+            hint=f"{not_running()}; the [redirect] section of the configuration says who is a worker",
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        raise HostError(f"{host}:{port}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
+        raise HostError(f"{host}:{port}: no answer: {_reason(error)}", hint=not_running()) from None
 
 
 def role(address: tuple[str, int], *, timeout_seconds: float = 5.0) -> Answer:

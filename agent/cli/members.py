@@ -1,4 +1,4 @@
-"""Who may use a file or a socket, in the words of the machine that it is on."""
+"""What to do where a file, a socket or an agent is not there for this user, in the words of the machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import shutil
 from pathlib import Path
 
 from agent.core.installed import SERVICE_USER
+from agent.host import systemctl
 
 
 def as_root(command: str) -> str:
     """A command that needs root, as others can type it on this machine: a minimal image has no sudo."""
     return f"sudo {command}" if shutil.which("sudo") else f"su --command '{command}'"
+
+
+def not_running() -> str:
+    """The command that says why no agent answers: systemd's, where there is systemd to keep one."""
+    return "systemctl status credential-agent" if systemctl.runs() else "credential-agent doctor"
 
 
 def members_only(path: Path) -> str:

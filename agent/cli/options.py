@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from agent.cli.members import members_only
+from agent.cli.members import members_only, not_running
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH
 from agent.core.text import os_reason
@@ -94,7 +94,5 @@ def control_socket(path: Path) -> Path:
 
 def unreadable(file: Path, error: OSError) -> HostError:
     """The error of a file that a worker cannot read, with what to do."""
-    hint = "systemctl status credential-agent"
-    if isinstance(error, PermissionError):
-        hint = members_only(file)
+    hint = members_only(file) if isinstance(error, PermissionError) else not_running()
     return HostError(f"{file}: cannot be read: {os_reason(error)}", hint=hint)

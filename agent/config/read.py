@@ -24,6 +24,7 @@ from agent.config.words import (
     ENTRIES,
     explain,
     hint_for,
+    with_number,
 )
 from agent.core.errors import ConfigError
 from agent.core.text import os_reason
@@ -49,7 +50,9 @@ def parse(text: str, *, origin: str) -> Config:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         key, expected = explain(error)
-        raise ConfigError(f"{origin}: {key}: {expected}", hint=hint_for(key, _kind(tree, key))) from None
+        raise ConfigError(
+            f"{origin}: {key}: {with_number(expected, tree, key)}", hint=hint_for(key, _kind(tree, key))
+        ) from None
     for fault in contradictions(config):
         raise fault.error(origin)
     return config
@@ -115,6 +118,7 @@ def _mended(value: object, kind: object, origin: str) -> tuple[object | None, li
             key, said = explain(error, origin)
             if isinstance(value, dict) and key == origin and said.startswith("object missing required field"):
                 return None, [*faults, *_missing(value, kind, origin, faults)]
+            said = with_number(said, value, key.removeprefix(origin))
             faults.append(Fault(key, said, hint_for(key, value.get("kind") if isinstance(value, dict) else None)))
             name = re.split(r"[.\[]", key.removeprefix(origin).removeprefix("."))[0]
             if not isinstance(value, dict) or name not in value or name == "kind":
@@ -221,7 +225,7 @@ def _section(document: object, kind: type[_S], origin: str) -> _S:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         key, text = explain(error)
-        raise ConfigError(f"{origin}.{key}: {text}") from None
+        raise ConfigError(f"{origin}.{key}: {with_number(text, document, key)}") from None
 
 
 def text(path: Path) -> str:
@@ -233,7 +237,7 @@ def text(path: Path) -> str:
     try:
         return data(path).decode().removeprefix("\ufeff")  # some editors begin a text with the mark of its encoding
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: expected UTF-8 text") from None
+        raise ConfigError(f"{path}: expected UTF-8 text", hint="save it as UTF-8") from None
 
 
 def data(path: Path) -> bytes:
@@ -261,6 +265,9 @@ def head(path: Path) -> bytes:
                 raise ConfigError(f"{path}: expected a plain file")
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        hint = "it is for root and the service: root:credential-agent, mode 0640"
-        denied = isinstance(error, PermissionError)
-        raise ConfigError(f"{path}: cannot be read: {os_reason(error)}", hint=hint if denied else None) from None
+        hint = None
+        if isinstance(error, PermissionError):
+            hint = "it is for root and the service: root:credential-agent, mode 0640"
+        elif isinstance(error, FileNotFoundError):
+            hint = "it is made by the installation of the agent; --config names another"
+        raise ConfigError(f"{path}: cannot be read: {os_reason(error)}", hint=hint) from None

@@ -18,6 +18,9 @@ from agent.config.schema import Config
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<where>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
+_TYPES = re.compile(r"`([a-z| ]+)`")
+_TOML: Final = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "object": "table"}
+_LONG: Final = 10**24
 _CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
 
@@ -71,7 +74,27 @@ def explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
         kinds = f"one of {derived().kinds.get(section, 'the known kinds')}"
         expected = kinds if name == "kind" else derived().choices.get(bare, "another value")
         return key, f"expected {expected}, got {choice['value']!r}"
-    return key, f"{what[0].lower()}{what[1:]}".replace("`", "")
+    return key, _TYPES.sub(_in_toml, f"{what[0].lower()}{what[1:]}").replace("`", "")
+
+
+def with_number(said: str, tree: object, key: str) -> str:
+    """``said`` with the number that stands at ``key`` of ``tree``. Nothing but a number: a text may be a secret."""
+    for step in re.findall(r"[^.\[\]]+", key):
+        if isinstance(tree, dict):
+            tree = tree.get(step)
+        elif isinstance(tree, list | tuple) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+    if ", got " in said or isinstance(tree, bool) or not isinstance(tree, int | float):
+        return said
+    # A number in base 16 may have any length, and Python writes out none of thousands of digits.
+    return f"{said}, got {tree}" if isinstance(tree, float) or abs(tree) < _LONG else said
+
+
+def _in_toml(types: re.Match[str]) -> str:
+    """The types in a message of msgspec's by TOML's words: a file has no null."""
+    if types.string[: types.start()].endswith("got ") and types[1] == "float":
+        return "float"  # which an integer may stand in place of, and not the other way round
+    return " or ".join(_TOML.get(one, one) for one in types[1].split(" | ") if one != "null")
 
 
 def hint_for(key: str, kind: object = None) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli import ask, wait
+from agent.cli import ask, members, options, wait
 from agent.cli.status_text import at
 from agent.core.errors import HostError
 
@@ -236,8 +236,21 @@ def test_a_reason_is_told_once_and_with_its_hint(endpoint: Endpoint, tmp_path: P
     (tmp_path / "config.toml").write_text(endpoint.config.read_text().replace(str(endpoint.port), str(port)))
     told = endpoint.run("wait", "--timeout", "0").stderr.splitlines()
     assert told[0].startswith("credential-agent: aws, gcp: 127.0.0.1:")
-    assert told[1].startswith("  hint: systemctl status credential-agent")
+    assert told[1].startswith(f"  hint: {members.not_running()}")
     assert len(told) == 3
+
+
+@pytest.mark.parametrize(("systemd", "command"), [(True, "systemctl status"), (False, "credential-agent doctor")])
+def test_what_to_type_is_there_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, systemd: bool, command: str
+) -> None:
+    """Where no agent answers, systemd is named only on a machine that was booted with it."""
+    monkeypatch.setattr("agent.host.systemctl.runs", lambda: systemd)
+    with pytest.raises(HostError) as raised:
+        ask.control(tmp_path / "none", "GET", "/")
+    for error in (raised.value, options.unreadable(tmp_path / "none", FileNotFoundError())):
+        assert error.hint is not None
+        assert error.hint.startswith(command)
 
 
 def test_wait_refuses_a_cloud_it_does_not_know(endpoint: Endpoint) -> None:

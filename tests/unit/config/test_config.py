@@ -27,11 +27,18 @@ WRONG = [
     ('[listen]\ncontrol = "run/sock"', "listen.control: expected an absolute path"),
     ('[listen]\ncontrol_mode = "660"', 'listen.control_mode: expected an octal mode such as "0640"'),
     ("[listen]\nmax_connections = 1", "listen.max_connections: expected"),
-    ('[identity]\ngrace_seconds = "30"', "identity.grace_seconds: expected"),
-    ("[identity]\ngrace_seconds = -1", "identity.grace_seconds: expected"),
+    ('[identity]\ngrace_seconds = "30"', "identity.grace_seconds: expected number, got string"),
+    ("[identity]\ngrace_seconds = -1", "identity.grace_seconds: expected number >= 0.0, got -1"),
     ('[identity]\nfallback = ["azure"]', 'expected "aws" or "gcp", got \'azure\''),
     ('[identity]\non_expiry = "ignore"', 'identity.on_expiry: expected "deny" or "fallback", got \'ignore\''),
+    ("[identity]\ngrace_seconds = -0x5", "not valid TOML"),
+    ("[identity]\ngrace_seconds = inf", "identity.grace_seconds: expected number <= 604800.0, got inf"),
+    (f"[listen]\nmax_connections = 0x{'f' * 5000}", "listen.max_connections: expected integer <= 65536"),
+    ("[listen]\nmax_connections = 1.5", "listen.max_connections: expected integer, got float"),
     ('[log]\nlevel = "loud"', "log.level: expected"),
+    ("[aws]\nregion = 3", "aws.region: expected string, got integer"),
+    ("log = 3", "log: expected table, got integer"),
+    ('[[sources]]\nkind = "https"\nurl = "https://x.example"\npoll_seconds = -1', "seconds: expected number >= "),
     ('[aws]\naccount_id = "12"', "aws.account_id: expected a twelve-digit account id"),
     ('[[keys]]\nkind = "floppy"', "keys[0].kind: expected one of file, credential"),
     ('[[keys]]\nkind = "file"', "keys[0]"),
@@ -85,12 +92,13 @@ def test_what_is_no_address(text: str) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A file that is absent, too long or no text is a ConfigError and nothing else."""
+    """A file that is absent, too long or no text is a ConfigError and nothing else; the first and last say what to do."""
     (tmp_path / "long").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for name, words in (("none", "cannot be read"), ("long", "expected at most"), ("bytes", "expected UTF-8")):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=words) as raised:
             load(tmp_path / name)
+        assert raised.value.hint or name == "long"
 
 
 @given(st.characters(codec="utf-8"))
