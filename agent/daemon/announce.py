@@ -83,7 +83,7 @@ class Announcer:
 
     async def run(self, entry: config.EphemeralKey, public: bytes) -> None:
         """Publish, look, and publish again, until cancelled."""
-        await unending(partial(self._keep, entry, public), work="publishing a key", clock=self._clock)
+        await unending(partial(self._keep, entry, public), work="publishing a key", sleep=self._clock.sleep)
 
     async def _keep(self, entry: config.EphemeralKey, public: bytes) -> None:
         seen = self._needed()

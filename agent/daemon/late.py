@@ -104,7 +104,7 @@ class Late:
         if self._file.late is not None:
             watches["late configuration"] = partial(self._hear_file, asyncio.wrap_future(self._file.late), reload)
         return [
-            asyncio.create_task(unending(watch, work=work, clock=self._clock), name=work)
+            asyncio.create_task(unending(watch, work=work, sleep=self._clock.sleep), name=work)
             for work, watch in watches.items()
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import structlog
+from agent.daemon.unending import unending
 
 
 class Once:
@@ -25,7 +25,6 @@ class Once:
         self.task: asyncio.Task[None] | None = None
         self._work = work
         self._name = name
-        self._log = structlog.get_logger()
         self._wanted = False
 
     @property
@@ -37,12 +36,10 @@ class Once:
         """Have it done. Returns at once."""
         self._wanted = True
         if self.task is None or self.task.done():
-            self.task = asyncio.create_task(self._do(), name=self._name)
+            rounds = unending(self._do, work=self._name, sleep=asyncio.sleep, seconds=0.0)
+            self.task = asyncio.create_task(rounds, name=self._name)
 
     async def _do(self) -> None:
         while self._wanted:
             self._wanted = False
-            try:
-                await self._work()
-            except Exception as error:  # noqa: BLE001 - what was asked for meanwhile must be done all the same
-                self._log.error("work.crashed", work=self._name, error=type(error).__name__, exc_info=True)
+            await self._work()

@@ -223,7 +223,7 @@ class Restorer:
         opening.in_force, opening.policy = lambda: store.bundle is not None, lambda: store.state.policy
         before = left or self._noted
         self.controller.intake.awaited.go_on(() if before is None else before.awaited)
-        recall = unending(self._take_back_history, work="history of before", clock=self.clock)
+        recall = unending(self._take_back_history, work="history of before", sleep=self.clock.sleep)
         self.recalling = asyncio.create_task(recall, name="history of before")
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
         self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")

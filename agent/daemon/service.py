@@ -215,10 +215,10 @@ class Daemon:
         later += (
             self._restorer.resuming,
             self._restorer.recalling,
-            asyncio.create_task(unending(couriers.run, work="couriers", clock=self.clock), name="couriers"),
+            asyncio.create_task(unending(couriers.run, work="couriers", sleep=self.clock.sleep), name="couriers"),
         )
         if self._child is not None:
-            later.append(asyncio.create_task(unending(servers.watch, work="servers", clock=self.clock), name="servers"))
+            later.append(asyncio.create_task(unending(servers.watch, work="servers", sleep=self.clock.sleep)))
         try:
             await self._serve(found, at_once=handed)
         finally:

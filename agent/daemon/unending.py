@@ -1,4 +1,4 @@
-"""A watch that goes on whatever it raises: nobody waits for it, so nobody would see that it has ended."""
+"""The one supervisor of what nobody waits for: it goes on whatever it raises. Nobody would see that it has ended."""
 
 from __future__ import annotations
 
@@ -7,24 +7,41 @@ from typing import Final
 
 import structlog
 
-from agent.core.clock import Clock
-
 AGAIN_SECONDS: Final = 60.0
 
 
-async def unending(watch: Callable[[], Awaitable[None]], *, work: str, clock: Clock) -> None:
+async def unending(
+    watch: Callable[[], Awaitable[object]],
+    *,
+    work: str,
+    sleep: Callable[[float], Awaitable[None]],
+    seconds: float | None = None,
+) -> None:
     """Run the watch until it returns; what it raises is a defect of ours, or there was no memory or thread just then.
+
+    What is lacking may be lacking for a while: neither the saying nor the pause ends it. Where the event loop itself
+    cannot go on, the service manager's watchdog ends the process.
 
     Args:
         watch: begins it, as often as it is called.
         work: what it does, for the log.
-        clock: time.
+        sleep: makes a pause.
+        seconds: how long one is; :data:`AGAIN_SECONDS` by default.
     """
+    crash, again = None, False
     while True:
+        # What is done about an error may fail as well, so nothing is done where it is caught.
         try:
+            if crash is not None:
+                structlog.get_logger().error("work.crashed", work=work, error=type(crash).__name__, exc_info=crash)
+        except Exception:  # noqa: BLE001, S110 - see there
+            pass
+        crash = None  # and with it what its frames hold, sockets say
+        try:
+            if again:
+                await sleep(AGAIN_SECONDS if seconds is None else seconds)
             await watch()
-        except Exception as error:  # noqa: BLE001 - see the module
-            structlog.get_logger().error("work.crashed", work=work, error=type(error).__name__, exc_info=True)
-            await clock.sleep(AGAIN_SECONDS)
+        except Exception as error:  # noqa: BLE001 - see there
+            crash, again = error, True
         else:
             return

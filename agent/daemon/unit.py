@@ -20,6 +20,7 @@ from agent.daemon.begins import Away, Nobody
 from agent.daemon.child import FAILING_HINT, TOLD_AGAIN_SECONDS, Again, ServerChild
 from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
+from agent.daemon.unending import unending
 from agent.host.emptiable import Emptiable
 from agent.host.process import Usage
 from agent.server import words
@@ -71,7 +72,9 @@ class ServerUnit:
         Args:
             otherwise: what is taken for that, when it does not say so soon.
         """
-        self._connecting = asyncio.get_running_loop().create_task(self._stay_connected(), name="the server's unit")
+        name = "the server's unit"
+        staying = unending(self._stay_connected, work=name, sleep=asyncio.sleep, seconds=MOST_PAUSE_SECONDS)
+        self._connecting = asyncio.get_running_loop().create_task(staying, name=name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS):
                 await self._first.wait()
@@ -99,19 +102,12 @@ class ServerUnit:
             begins(self._master)
 
     async def _stay_connected(self) -> None:
-        while True:
-            try:
-                await self._keep_connecting()
-            except Exception as error:  # noqa: BLE001 - nobody waits for it, and without it nobody is told what is served
-                with contextlib.suppress(Exception):  # what was lacking may be lacking here, too
-                    structlog.get_logger().error(
-                        "work.crashed", work="the server's unit", error=type(error).__name__, exc_info=True
-                    )
-                if (master := self._master) is not None:
-                    with contextlib.suppress(Exception):
-                        master.close()
-                        self._lose(master)
-            await asyncio.sleep(MOST_PAUSE_SECONDS)
+        self._leave()  # what broke off may have had one
+        try:
+            await self._keep_connecting()
+        except Exception:
+            self._leave()  # at once: until there is another nobody is to be told by it
+            raise
 
     async def _keep_connecting(self) -> NoReturn:
         loop = asyncio.get_running_loop()
@@ -131,6 +127,11 @@ class ServerUnit:
             self._lose(master)
             quick = quick + 1 if loop.time() - since < LASTED_SECONDS else 0
             await asyncio.sleep(QUICK_PAUSE_SECONDS if quick > FEW else TOGETHER_SECONDS)
+
+    def _leave(self) -> None:
+        if (master := self._master) is not None:
+            master.close()
+            self._lose(master)
 
     def _lose(self, master: MasterConnection) -> None:
         self._master = None

@@ -14,6 +14,7 @@ import structlog
 from agent import config
 from agent.daemon import listening
 from agent.daemon.servers import Servers
+from agent.daemon.unending import unending
 from agent.daemon.unit import ServerProcess, ServerUnit
 from agent.host.sockets import read_socket_table
 from agent.serve.link import Link
@@ -25,6 +26,8 @@ BEGINS_SECONDS: Final = 5.0
 """How long a server is waited for. Connections wait in the kernel's queue."""
 AGAIN_SECONDS: Final = 0.2
 """Until the next try, where the process has no file descriptor left."""
+CRASHED_SECONDS: Final = 1.0
+"""Until the next try after anything else. Connections wait."""
 _LATE_HINT: Final = "workers wait until it is there; has this machine no process or memory left?"
 
 
@@ -85,7 +88,9 @@ class Workers:
         self._passed = tuple(passed)
         self._child = child
         self._here: WorkerServer | None = None
-        self._beginning: asyncio.Task[None] | None = None
+        self._link: Link | None = None
+        self._made: WorkerServer | None = None
+        self._beginning: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def begin(self) -> None:
@@ -124,19 +129,28 @@ class Workers:
     def _gone(self) -> None:
         # It cannot be begun anew: this process executes nothing any more. Better a thinner wall than no identity.
         structlog.get_logger().error("server.gone", hint="workers are answered by the agent itself; restart it")
-        self._beginning = asyncio.get_running_loop().create_task(self._begin_here(), name="answer here")
+        self._keep(self._begin_here, "answer here")
+
+    def _keep(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        kept = unending(work, work=name, sleep=asyncio.sleep, seconds=CRASHED_SECONDS)
+        task = asyncio.get_running_loop().create_task(kept, name=name)
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
 
     async def _begin_here(self) -> None:
-        link = Link(lost=lambda: self._lost(link))
-        await self._connect(link)
-        served = await link.first()
-        here = self._server(link, served)
+        # It may be begun anew: of what there is already there is no second one.
+        if self._link is None:
+            self._link = Link(lost=self._lost)
+        await self._connect(self._link)
+        served = await self._link.first()
+        if self._made is None:
+            self._made = self._server(self._link, served)
         while True:
             with contextlib.suppress(OSError):  # no descriptor for what watches connections: it is waited for, as below
-                here.listen(self._sockets)
+                self._made.listen(self._sockets)
                 break
             await asyncio.sleep(AGAIN_SECONDS)
-        self._here = here
+        self._here = self._made
 
     async def _connect(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
@@ -151,9 +165,9 @@ class Workers:
         if link.served is not None:
             link.served.take(self._servers.latest())
 
-    def _lost(self, link: Link) -> None:
-        if not self._closing:
-            self._beginning = asyncio.get_running_loop().create_task(self._connect(link), name="connect again")
+    def _lost(self) -> None:
+        if not self._closing and self._link is not None:
+            self._keep(partial(self._connect, self._link), "connect again")
 
     def _server(self, link: Link, served: Served) -> WorkerServer:
         diagnosis = diagnosis_of(self._passed)
@@ -168,9 +182,10 @@ class Workers:
             grace_seconds: see there.
         """
         self._closing = True
-        if self._beginning is not None:
-            await asyncio.wait({self._beginning}, timeout=grace_seconds)
-            self._beginning.cancel()  # whatever it waits for: the rest of the end must come
+        if beginning := set(self._beginning):
+            await asyncio.wait(beginning, timeout=grace_seconds)
+            for task in beginning:
+                task.cancel()  # whatever it waits for: the rest of the end must come
         if self._here is None:
             for one in self._sockets:
                 one.close()

@@ -8,7 +8,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -243,6 +243,54 @@ async def test_what_watches_connections_is_waited_for_too(monkeypatch: pytest.Mo
         assert (await reader.readline()).startswith(b"HTTP/1.1 ")
         writer.close()
         await workers.close(0.1)
+
+
+class Gone:
+    """A process that can be begun no more."""
+
+    def answer(self, _sockets: Sequence[socket.socket], _servers: Servers, gone: Callable[[], None]) -> None:
+        gone()
+
+    async def close(self, _grace_seconds: float) -> None:
+        pass
+
+
+@looped
+@pytest.mark.parametrize("lacking", [(socket, "socketpair"), (select, "epoll")], ids=["its link", "what watches"])
+async def test_whatever_breaks_off_workers_are_answered_here(
+    monkeypatch: pytest.MonkeyPatch, lacking: tuple[Any, str]
+) -> None:
+    """Nobody waits for the task by which the agent itself answers workers, or is told again: both are begun anew."""
+    monkeypatch.setattr(workers_module, "CRASHED_SECONDS", 0.01)
+    made, missing = getattr(*lacking), [1, 2]
+
+    def scarce() -> Any:
+        if missing:
+            missing.pop()
+            raise MemoryError
+        return made()
+
+    monkeypatch.setattr(*lacking, scarce)
+    controller = Controller()
+    listening = socket.create_server(("127.0.0.1", 0))
+    workers = Workers(controller.servers, [listening], passed=(), child=Gone())  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(60):
+            await workers.begin()
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 ")
+            writer.close()
+            if lacking[0] is socket:
+                missing += [1, 2]
+                controller.servers.close()
+                while missing:  # noqa: ASYNC110 - who connects again tells nobody
+                    await asyncio.sleep(0)
+            controller.change()
+            await controller.servers.serving()
+        await workers.close(0.1)
+    controller.servers.close()
+    assert {line["error"] for line in logs if line["event"] == "work.crashed"} == {"MemoryError"}
 
 
 @looped
