@@ -6,6 +6,7 @@ The bundle, which can be piped, goes to stdout; messages for a person go to stde
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,8 @@ def seal(**given: Any) -> None:
         given["seq"] is not None or (given["claims_file"] is not None and str(given["claims_file"]) == "-")
     ):
         raise click.UsageError("--watch seals more than once: leave out --seq, and give --claims a file")
+    if given["watch"] and given["mfa_serial"] and not sys.stdin.isatty():
+        raise click.UsageError("--watch asks for a new code of --mfa-serial each time: run it on a terminal")
     if given["out"] is not None or given["to"] is None:
         spare_inputs(given["out"], list(_inputs(given)))
     until = _sealed(given, datetime.now(UTC))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.core.source import UNCONFIRMED, Ack
 from agent.daemon.reload import Reloaded
@@ -74,5 +75,6 @@ def verdict(ack: Ack) -> Response:
     """The answer to a push."""
     if not ack.confirmed:
         return problem(503, UNCONFIRMED, ("Retry-After", "2"))
+    ack = replace(ack, at=ack.at.replace(microsecond=0))  # as every instant of our documents
     # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
     return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")

@@ -403,6 +403,7 @@ def test_claims_come_from_stdin_too(desk: Desk) -> None:
         (["--withdraw", "--audience", "two words"], 65, "aud"),
         (["--withdraw", "--seq", "-1"], 64, "--seq"),
         (["--withdraw", "--watch"], 64, "--out"),
+        (["--watch", "--from-boto", "--mfa-serial", "me", "--out", "/nonexistent/b"], 64, "on a terminal"),
         (["--withdraw", "--watch", "--seq", "7", "--out", "/nonexistent/b"], 64, "more than once"),
     ],
 )

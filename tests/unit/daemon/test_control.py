@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 
-from agent.daemon.control import routes
+from agent.core.source import Ack
+from agent.daemon.control import routes, verdict
 from agent.daemon.reload import Reloaded
 from agent.serve.control import ControlRequest
 
@@ -27,6 +29,13 @@ def reload_as(uid: int) -> tuple[int, Any]:
 
 async def call(answer: Any) -> Any:
     return await answer
+
+
+def test_a_verdict_says_when_as_every_document_does() -> None:
+    """Instants are YYYY-MM-DDTHH:MM:SSZ (COMMANDS.md), whatever the clock says beyond the second."""
+    at = datetime(2026, 1, 2, 3, 4, 5, 678900, UTC)
+    told = msgspec.json.decode(verdict(Ack(origin="push", outcome="same", at=at)).body)
+    assert told["at"] == "2026-01-02T03:04:05Z"
 
 
 @pytest.mark.parametrize("uid", [0, os.geteuid()])
