@@ -28,7 +28,7 @@ _NOT_PASSED: Final = frozenset(
 )
 
 
-@click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(name="exec", context_settings={"allow_interspersed_args": False})
 @config_option
 @for_option
 @timeout_option(120.0)

@@ -203,6 +203,16 @@ def test_what_a_command_runs_may_say_json(capsys: pytest.CaptureFixture[str], tm
     assert capsys.readouterr().out == ""
 
 
+def test_a_misspelt_option_is_no_command_to_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What stands before `exec`'s command is an option of `exec`, or wrong usage: nothing is waited for, nothing run."""
+    with pytest.raises(SystemExit) as ended_with:
+        cli.main(
+            ["exec", "--timeout", "0", "--config", str(tmp_path / "none.toml"), "--bundel", "true", "--for", "aws"]
+        )
+    assert ended_with.value.code == 64
+    assert "--bundle" in capsys.readouterr().err
+
+
 def test_what_nobody_foresaw_is_a_line_without_its_words(
     odd: Odd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
