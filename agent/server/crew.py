@@ -99,6 +99,9 @@ class Orders(Protocol):
     def say(self, said: bytes, file: int | None = None) -> None:
         """Tell the controller, if there is one."""
 
+    def ended(self, pid: int) -> None:
+        """Tell the controller that a server has ended, and undo what it may have left behind."""
+
     def withheld(self) -> list[int]:
         """Descriptors that no server may have."""
 
@@ -263,7 +266,7 @@ class Crew:
         """It has ended."""
         server.reap()
         del self._servers[server.pid]
-        self._orders.say(words.number(words.ENDED, server.pid))
+        self._orders.ended(server.pid)
         now = time.monotonic()
         was_short = now - server.began < _LONG_ENOUGH_SECONDS
         if server.pid == self._second:

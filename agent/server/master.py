@@ -216,6 +216,13 @@ class Master:
             one.close()
         self._crew.end()
 
+    def ended(self, pid: int) -> None:
+        """See :class:`agent.server.crew.Orders`."""
+        if not self._stopping:
+            for one in self._sockets:
+                one.setblocking(False)  # it may have had them wait: then whoever accepts the last one hangs
+        self.say(words.number(words.ENDED, pid))
+
     def may_begin(self) -> bool:
         """See :class:`agent.server.crew.Orders`."""
         return not self._stopping and (self.asked or bool(self._kept.files))

@@ -50,6 +50,14 @@ def end():
 
 _CASES = {
     "a successor": "begin().close(); server(); end()",
+    "one that had every accept wait": """
+link = begin()
+os.set_blocking(listening.fileno(), True)  # by its own descriptor: all who have the socket share that
+link.close()
+server()
+assert not os.get_blocking(listening.fileno())
+end()
+""",
     "a kernel without pidfd_open": "os.pidfd_open = None; begin().close(); server(); end()",
     "no process to be had": """
 fork, missing = os.fork, [OSError(errno.EAGAIN, "none"), OSError(errno.ENOMEM, "none")]
