@@ -455,6 +455,73 @@ def test_what_is_durable_has_one_owner() -> None:
     assert saves == []
 
 
+# -- tasks that nobody waits for --------------------------------------------------------------------------------------
+
+ASKED_AGAIN = {
+    "controller/durable.py:_ask": "what broke off is written at the loop's next round",
+    "controller/loop.py:_sleep": "the loop is woken by its end, however it ends",
+    "controller/noting.py:note": "it is noted again with the next change",
+    "controller/tasks.py:spawn": "a flight that ends without a word is begun anew by the state machine, or is awaited",
+    "daemon/audit.py:_put_down": "the lines are kept, and written with the next",
+    "daemon/grace.py:keep": "it is written again with the next change",
+    "daemon/master_connection.py:_link": "whose link broke off is ended, and has a successor",
+    "daemon/publish.py:changed": "what is behind is seen at the next look",
+    "daemon/remembered.py:begin": "the restoring waits for it, and the history",
+    "daemon/servers.py:_begin": "the server that asked hears that it failed, or waits for its own time",
+    "forward/on_dask.py:register": "a scheduler's own task: the program hears of it from Dask",
+    "serve/connection.py:_wait": "its end is the answer, a 500 if it broke off",
+    "serve/listener.py:_press": "asked again while there are too many",
+    "serve/mints.py:_wait": "its end is the answer for all who asked",
+    "server/supervisor.py:_hear": "the other end of what it was to connect hears of its end",
+}
+"""What may end with an error, and why nobody is left without: by the file and the function that begin it."""
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {
+        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)
+    }
+
+
+def left_alone(path: Path) -> Iterator[str]:
+    """The functions that begin a task for which they do not wait, and which no supervisor has."""
+    for function in ast.walk(parsed(path)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        nodes = list(ast.walk(function))
+        awaited = {name for node in nodes if isinstance(node, ast.Await) for name in names_in(node)} - {"self"}
+        supervised = {"unending"} | {
+            name
+            for node in nodes
+            if isinstance(node, ast.Assign) and "unending" in names_in(node.value)
+            for target in node.targets
+            for name in names_in(target)
+        }
+        groups = {names.id for node in nodes if isinstance(node, ast.AsyncWith) for item in node.items
+                  if "TaskGroup" in names_in(item.context_expr) and isinstance(names := item.optional_vars, ast.Name)}  # fmt: skip
+        for node in nodes:
+            if not isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr | ast.Return):
+                continue
+            kept = {name for one in ast.iter_child_nodes(node) if one is not node.value for name in names_in(one)}
+            if isinstance(node.value, ast.Call) and dotted(node.value.func).endswith(".append"):
+                kept = names_in(node.value.func)
+            for call in ast.walk(node):
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Attribute)
+                    and call.func.attr in ("create_task", "ensure_future")
+                    and not names_in(call.args[0]) & supervised
+                    and not names_in(call.func.value) & groups
+                    and not kept & awaited
+                ):
+                    yield f"{path.relative_to(ROOT / 'agent')}:{function.name}"
+
+
+def test_a_task_is_waited_for_or_supervised_or_asked_for_again() -> None:
+    """Whoever begins a task waits for its end, has it supervised, or is named here with the reason why its end costs nothing."""
+    assert {one for path in AGENT for one in left_alone(path)} == set(ASKED_AGAIN)
+
+
 # -- tests look at what others may look at ----------------------------------------------------------------------------
 
 INSIDE: dict[str, set[str]] = {
