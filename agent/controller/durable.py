@@ -330,11 +330,15 @@ class Durable:
         return number, self._written >= number
 
     async def _write_on(self) -> None:
+        whole = False
         try:
-            with self._whole():
-                await self._write_all()
+            await self._write_all()
+            whole = True
         finally:
             self._writer = None
+            if not whole:  # also before its first step
+                self._broke_off = self.unwritten = True
+                self.write_at = 0.0
 
     async def _write_all(self) -> None:
         while self._wanted is not None:

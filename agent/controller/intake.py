@@ -195,10 +195,14 @@ class Intake:
         return self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
 
     async def _submit(self, sealed: SealedBundle) -> Ack:
-        ack = None
+        ack: Ack | None = None
+        attempts: int | None = None
         try:
-            ack = await self._evaluate(sealed)
+            attempts = self._retries.take(sealed)
+            ack = await self._evaluate(sealed, attempts)
         except Exception as error:
+            if attempts is None:
+                self._retries.take(sealed)  # else what came before it is the newest, and nothing of it would be kept
             self._log.error("work.crashed", work="evaluating a bundle", error=type(error).__name__, exc_info=True)
             if not is_for_want(error):
                 self._retries.keep(sealed, 0, DOUBTFUL_SECONDS)  # its source, if it hears at all, brings it no more
@@ -214,8 +218,7 @@ class Intake:
             self._tasks.spawn(acknowledge(source, ack, wait, self._clock, self._acks), name=f"ack {sealed.origin}")
         return msgspec.structs.replace(ack, confirmed=confirmed)
 
-    async def _evaluate(self, sealed: SealedBundle) -> Ack:
-        attempts = self._retries.take(sealed)
+    async def _evaluate(self, sealed: SealedBundle, attempts: int) -> Ack:
         if self._opener is None:
             no_key = Refused("recipient", "no key is configured: no bundle can be opened")
             return self._verdicts.refused(sealed, None, no_key, self._clock.now())

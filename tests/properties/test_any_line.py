@@ -1,8 +1,9 @@
-"""Whichever line of the controller fails for once, for want of memory: nothing is lost, and renewal goes on.
+"""Whichever line of the controller fails for want of memory, and some after it: nothing is lost, and renewal goes on.
 
 The tests of single parts have a *fake* fail: the disk, the cloud, the key service. A machine without memory fails
 anywhere: between what a withdrawal changes and its being written down, or in what takes note of a failure. Here every
-line that may fail does so, one in each run; then all is well again, and the rules must hold.
+line that may fail does so, one in each run, or a row of those that the same task runs; then all is well again, and the
+rules must hold.
 """
 
 from __future__ import annotations
@@ -126,10 +127,14 @@ async def told(story: Story, fault: Fault) -> None:
             await it.end()
 
 
-@pytest.mark.parametrize(("story", "files"), [(renewed, "controller/issuing"), (withdrawn, "controller/durable")])
-def test_whichever_line_fails_nothing_is_lost(story: Story, files: str) -> None:
+DURABLE = ("controller/durable", "controller/intake", "controller/retries")
+
+
+@pytest.mark.parametrize("row", [1, 3])
+@pytest.mark.parametrize(("story", "files"), [(renewed, ("controller/issuing",)), (withdrawn, DURABLE)])
+def test_whichever_line_fails_nothing_is_lost(story: Story, files: tuple[str, ...], row: int) -> None:
     """Each line that runs fails once; then what was accepted is served and renewed, and what was withdrawn stays so."""
     with structlog.testing.capture_logs():
-        broken = broken_by(files, lambda fault: asyncio.run(told(story, fault)))
+        broken = broken_by(files, lambda fault: asyncio.run(told(story, fault)), row=row)
 
     assert broken == {}
