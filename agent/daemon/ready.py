@@ -109,9 +109,14 @@ class Readiness:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        if self._reloads or not self._notifier.active or self._notifier.ready(self.status_line()):
+        if self._reloads or not self._notifier.active:
             return  # during a reload that would be its end
-        self._again = asyncio.get_running_loop().call_later(TELL_AGAIN_SECONDS, self._say_ready)
+        heard = False
+        try:
+            heard = self._notifier.ready(self.status_line())
+        finally:
+            if not heard:  # also where it broke off
+                self._again = asyncio.get_running_loop().call_later(TELL_AGAIN_SECONDS, self._say_ready)
 
     async def feed_watchdog(self, seconds: float, last_step: Callable[[], float]) -> None:
         """Feed it only while the controller's loop runs; that this runs shows that the event loop does.

@@ -114,11 +114,14 @@ class Succession:
             self._again = None
         if not self._notifier.active:
             return
-        told = self._keep_meanwhile(store, gap) if self.pending else self._keep_all(store, configuration, latest)
-        if not told:
-            wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
-            again = partial(self.keep, store, configuration, latest, gap, max(attempts - 1, 1))
-            self._again = asyncio.get_running_loop().call_later(wait, again)
+        told = False
+        try:
+            told = self._keep_meanwhile(store, gap) if self.pending else self._keep_all(store, configuration, latest)
+        finally:
+            if not told:  # also where it broke off
+                wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
+                again = partial(self.keep, store, configuration, latest, gap, max(attempts - 1, 1))
+                self._again = asyncio.get_running_loop().call_later(wait, again)
 
     def _keep_meanwhile(self, store: Store, gap: Known | None) -> bool:
         """Systemd goes on to hold what was left, which is more than we have; with it, what was learned since."""

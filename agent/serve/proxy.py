@@ -271,8 +271,8 @@ class Proxy:
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(self._fetch(question))
-            self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
+            self._flights[key] = flight  # last: one that nobody would take out gives its answer for ever
         return await asyncio.shield(flight)
 
     async def _fetch(self, question: _Question) -> Response | None:

@@ -62,7 +62,11 @@ class PushSource:
             raise SourceError("the agent is still starting", hint="try again in a moment")
         # Who leaves before its turn takes its bundle along: else whoever sends and leaves has us keep any number.
         await self._pushing.acquire()
-        pushed = asyncio.create_task(self._push(data, self._submit), name="push")
+        try:
+            pushed = asyncio.create_task(self._push(data, self._submit), name="push")
+        except MemoryError:
+            self._pushing.release()
+            raise
         pushed.add_done_callback(lambda _: self._pushing.release())
         # To its end whether or not the pusher waits.
         return await asyncio.shield(pushed)

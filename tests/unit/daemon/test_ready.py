@@ -71,6 +71,28 @@ async def nothing() -> None:
     return
 
 
+@looped
+async def test_what_broke_off_is_said_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a reload is waited for by whoever asked for it, also where there was no memory to say it at first."""
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    with told(tmp_path, monkeypatch) as (readiness, manager):
+        await readiness.tell(0, nothing, lambda: True)
+        await manager.hears("READY=1")
+        readiness.reload_began()
+        line, lacking = readiness.status_line, [1, 2]
+
+        def status_line() -> str:
+            if lacking:
+                lacking.pop()
+                raise MemoryError
+            return line()
+
+        monkeypatch.setattr(readiness, "status_line", status_line)
+        with pytest.raises(MemoryError):
+            readiness.reload_ended()
+        await manager.hears("READY=1")
+
+
 @pytest.mark.parametrize("what", ["a start", "a reload"])
 def test_what_could_not_be_said_in_time_is_not_said_during_a_reload(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -303,6 +303,29 @@ class TestKeeping:
 
         asyncio.run(scenario())
 
+    def test_what_broke_off_while_it_was_told_again_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody waits for the next attempt: where it breaks off, for want of memory say, another follows."""
+        monkeypatch.setattr(succession, "TELL_AGAIN_SECONDS", SOON)
+        broken: list[int] = []
+
+        def gather() -> Handover:
+            if len(broken) < 3:
+                broken.append(1)
+                raise MemoryError
+            return left()
+
+        async def scenario() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+            one = heir(address=tmp_path / "later")
+            with pytest.raises(MemoryError):
+                one.keep(empty(), TEXT, gather)
+            with NotifySocket(tmp_path / "later") as manager:
+                await come_true(lambda: manager.content("handover"))
+
+        asyncio.run(scenario())
+
     def test_after_many_attempts_it_is_told_seldom(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """A manager whose queue stays full for a night is not written to twice a second for as long."""
         monkeypatch.setattr(succession, "TELL_AGAIN_SECONDS", SOON)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -107,5 +109,33 @@ def test_who_leaves_before_its_turn_leaves_nothing_behind() -> None:
             goes_on.set()
             assert (await last).seq == 3
             assert heard.bodies == [b"1", b"333"]
+
+    run(test())
+
+
+def test_a_push_that_breaks_off_keeps_no_later_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory to begin with it, it fails; the next one, a withdrawal say, has its turn."""
+
+    async def test() -> None:
+        source, no_memory = PushSource(clock=StepClock()), MemoryError()
+
+        class Controller(Listener):
+            async def submit(self, bundle: SealedBundle) -> Ack:  # type: ignore[override]
+                await super().submit(bundle)
+                return Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))
+
+        def refused(work: Coroutine[Any, Any, Any], **_: object) -> None:
+            work.close()
+            raise no_memory
+
+        heard = Controller()
+        async with watching(source, heard):
+            await heard.until(lambda h: h.oks)
+            with monkeypatch.context() as lacking:
+                lacking.setattr(asyncio, "create_task", refused)
+                with pytest.raises(MemoryError):
+                    await source.push(b"1")
+            async with asyncio.timeout(60):
+                assert (await source.push(b"22")).seq == 2
 
     run(test())
