@@ -236,7 +236,7 @@ class Durable:
             self._ask(self._store.memory, self.sealed)
 
     def recall(self, memory: Memory) -> bool:
-        """Know what could not be read at the start, unless in doubt, or what is in force is no older; whether it is."""
+        """Know what could not be read at the start, unless in doubt; whether its bundle may come back into force."""
         with self._whole():
             before = self._store.bundle
             known = self._store.take(MemoryRecalled(memory), self._clock.now())

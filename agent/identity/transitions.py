@@ -21,7 +21,7 @@ event                  what it does
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
 ``MemoryReset``        nothing is left of what was the other machine's; what was brought to this one stays remembered
-``MemoryRecalled``     what the disk knew counts, unless in doubt, or what is in force is no older
+``MemoryRecalled``     what the disk knew counts, unless in doubt; what is in force ends, if the disk knows better
 ``MemoryDoubted``      what the memory decided is pending
 ``BundleResuming``     what was in force is pending, or no longer
 ``Holding``            (at a start) the slot holds what an earlier process held
@@ -450,20 +450,19 @@ def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.R
 def memory_recalled(state: State, event: MemoryRecalled, now: datetime, _rng: random.Random) -> Step:
     """Know what the disk knew. Applied: its bundle may come back into force, unless something came meanwhile.
 
-    Where nothing did, what stood for the memory has had its time.
+    Where nothing did, what stood for the memory has had its time. What came into force while a slow disk was read
+    stays, unless the disk knows better; what that knows of other streams counts all the same.
     """
     read, ours = event.memory, state.memory
     if state.doubt is not None:
         return state, NOTHING
-    if state.bundle is not None:
-        mark = read.mark(state.bundle.issuer, state.bundle.subject)
-        if mark is None or mark.seq <= state.bundle.seq:
-            return state, NOTHING
-        state = _purged(state, now)  # it came into force while a slow disk was read, which knows better
     both = read if read.marks and not ours.marks else streams.united(ours, read)
     name = ours.instance_id or read.instance_id
     memory = replace(both, instance_id=name, boot_id=ours.boot_id, firmware=ours.firmware)
-    return changed(_machines_kept(replace(state, memory=memory), now)), APPLIED
+    stays = state.bundle is not None and memory.active == ours.active
+    if state.bundle is not None and not stays:
+        state = _purged(state, now)
+    return changed(_machines_kept(replace(state, memory=memory), now)), NOTHING if stays else APPLIED
 
 
 def memory_doubted(state: State, event: MemoryDoubted, now: datetime, _rng: random.Random) -> Step:

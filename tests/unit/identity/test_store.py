@@ -12,6 +12,7 @@ from agent.core.model import Action, AwsKeys, Bundle, Cloud, Env, GcpAuthorizedU
 from agent.core.secret import Secret
 from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
 from agent.core.view import Absent, Ended, Live, Origin, Pending
+from agent.identity import streams
 from agent.identity.forecast import forecasts
 from tests.fakes.clock import START
 from tests.unit.identity.driver import Store
@@ -251,9 +252,26 @@ class TestRecall:
             s.doubt("whose?")
         else:
             take(s, bundle(session(), seq=3))
-        before = s.memory
+        before = s.memory, s.bundle
         assert not s.recall(self.KNOWN)
-        assert s.memory is before
+        assert (s.memory, s.bundle) == before
+
+    @pytest.mark.parametrize("marks", [256, 1])
+    def test_what_it_knows_of_other_streams_counts_beside_what_came_meanwhile(
+        self, monkeypatch: pytest.MonkeyPatch, marks: int
+    ) -> None:
+        """What another sender had withdrawn there stays so, also where its stream was forgotten; what is in force stays."""
+        monkeypatch.setattr(streams, "MAX_STREAMS", marks)
+        known = store()
+        take(known, bundle(session(), seq=2, subject="other"))
+        take(known, bundle(seq=3, action=Action.WITHDRAW, subject="other"))
+        take(known, bundle(seq=1, action=Action.WITHDRAW, subject="third"))
+        s = store(self.CLOSED)
+        monkeypatch.setattr(streams, "MAX_STREAMS", 256)
+        take(s, bundle(session(), now=START + MINUTE), START + MINUTE)
+        assert not s.recall(known.memory)
+        assert isinstance(s.answer(Cloud.AWS, START + MINUTE), Live)
+        assert isinstance(s.evaluate(bundle(session(), seq=2, subject="other"), START), Refused)
 
     @pytest.mark.parametrize("withdrawn", [False, True])
     def test_what_came_into_force_meanwhile_by_a_lower_number_ends(self, *, withdrawn: bool) -> None:
