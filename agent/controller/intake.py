@@ -34,7 +34,7 @@ from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
 from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import STATE, Ack, Source
-from agent.core.verdict import Accepted, Memory, Refused, Same
+from agent.core.verdict import Accepted, Mark, Memory, Refused, Same
 from agent.identity.events import BundleResuming, TrustNarrowed
 from agent.identity.store import Store
 from agent.identity.whose import Whose
@@ -146,7 +146,7 @@ class Intake:
             store = self._store
             return store.doubted or store.memory.active != active or store.bundle is not None
 
-        self._resuming(f"bundle {active.seq}, which was in force, is being opened")
+        self._resuming(_being_opened(active))
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
         except BundleError as error:
@@ -339,6 +339,9 @@ class Intake:
             self.verify_anew()
             self._durable.doubt(_DOUBT, instance_id, boot_id, firmware)
         elif whose is Whose.OURS:
+            active = self._store.memory.active
+            if self._store.bundle is None and active is not None and sealed is not None and self._opener is not None:
+                self._resuming(_being_opened(active))  # before the doubt ends: nobody must be told that it is lost
             self._durable.adopt(instance_id, boot_id, firmware, write=write)
             if self._store.bundle is None:
                 await self.resume(sealed)
@@ -346,28 +349,33 @@ class Intake:
             self.verify_anew()
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
             # This machine knows its name now: bundles that came before are evaluated anew, and nothing else.
-            bundle, mine = self._store.bundle if self._store.was_brought else None, self._durable.sealed
-            held = None if bundle is None or mine is None else SealedBundle(mine, bundle.origin)
+            mine = self._durable.sealed if self._store.was_brought else None
             self._retries.forget(STATE)
             self._durable.reset(instance_id, boot_id, firmware)
-            if held is not None:
-                self._retries.take(held)
-                self._retries.keep(held, 0, 0.0)
+            self._resume(mine)
         self._wake()  # the loop tells what changed
 
     def recall(self, memory: Memory, sealed: bytes | None) -> None:
         """Know what could not be read at the start, and put the bundle that it names back in force. Returns at once."""
+        if self._durable.recall(memory):
+            self._log.info("memory.recalled")
+            self._resume(sealed)
+
+    def _resume(self, sealed: bytes | None) -> None:
+        """Begin to put it back in force, if anything can."""
 
         async def resumed() -> None:
             await self.resume(sealed)
             self._wake()
 
-        if self._durable.recall(memory):
-            self._log.info("memory.recalled")
-            self._tasks.spawn(resumed(), name="resume")
+        self._tasks.spawn(resumed(), name="resume")
 
     def _resuming(self, why: str | None) -> None:
         self._store.apply(BundleResuming(why), self._clock.now())
+
+
+def _being_opened(active: Mark) -> str:
+    return f"bundle {active.seq}, which was in force, is being opened"
 
 
 def _look_again(error: BundleError) -> float | None:
