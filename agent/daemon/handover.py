@@ -178,11 +178,14 @@ def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tupl
 
     The disk may be behind, since it was full, or a backup was put back; or ahead, since a descriptor could not be
     handed over. What was handed over is taken unless a stream has a higher number on the disk. (A disk that lost its
-    memory has none.) No number that either has is taken back.
+    memory has none.) No number that either has is taken back. What only stood for a memory that could not be read has
+    had its time once that can be.
     """
     if left is None:
         return read, sealed
     if read.instance_id and left.memory.instance_id and read.instance_id != left.memory.instance_id:
+        return read, sealed
+    if left.memory.decided and not left.memory.marks and (read.marks or read.boot_id):
         return read, sealed
     if not disk.is_later(read, left.memory):
         memory = streams.closed_by(left.memory, read)

@@ -114,6 +114,7 @@ class Restorer:
         self._noted: grace.Began | None = None  # what a process of this boot left that was stopped
         self._found: bytes | None = None  # the sealed bundle that the memory named when we began
         self._resumed = False  # whether that was to be opened: from then on it is the intake's to try again
+        self._vouched = False  # whether what goes on is more than the disk's alone
         self._late = False  # whether the state directory had not answered when this began
         self._log = structlog.get_logger()
 
@@ -193,7 +194,7 @@ class Restorer:
             left = succession.left = None  # it is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken and left is not None else read, sealed)
         write = write and (left is not None or late or not self._remembered.reading.result().unread)
-        named = name or remembered.instance_id
+        named, self._vouched = name or remembered.instance_id, remembered is not read
         waited = await self._waited(named)
         now = self.clock.now()
         if broken and not late:
@@ -293,9 +294,8 @@ class Restorer:
         verdict: Whose | None = None,
     ) -> None:
         """Decide whose the memory is, and resume its bundle if it is ours."""
-        who = self._who
-        left = self._succession.left
-        if verdict is None and left is not None and not name:
+        who, left = self._who, self._succession.left
+        if verdict is None and left is not None and not name and (left.doubted or self._vouched):
             # It was handed over, in this very boot, by a process that knew; or by one that had a reason to doubt, and
             # what the firmware says was no answer to that.
             verdict = Whose.UNKNOWN if left.doubted else Whose.OURS
@@ -303,8 +303,8 @@ class Restorer:
         if verdict is Whose.OURS and not name and self._noted is not None and self._noted.doubted:
             verdict = Whose.UNKNOWN  # nobody has said since that it is this machine's
         if verdict is Whose.ANOTHERS:
-            self._anothers = self._resumed = True  # what was brought is evaluated anew: the intake has it
-            self._found = None
+            # What was brought is opened anew: the intake has it.
+            self._anothers, self._resumed, self._found = True, True, None
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)

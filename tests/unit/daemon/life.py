@@ -250,12 +250,14 @@ class Life:
 
     def hand_over(self) -> None:
         """As the daemon does."""
-        self.succession.keep(
-            self.store,
-            "",
-            lambda: handover_of(self.prepared, self.controller, self.restorer, self.who, self.announcer),
-            self.restorer.gap.known,
-        )
+        self.succession.keep(self.store, "", self._handover, self.restorer.gap.known)
+
+    def handed_on(self) -> dict[str, bytes]:
+        """What the service manager would hold by now, had it been told."""
+        return {handover.NAME: handover.encode(self._handover()), kept.NAME: kept.encode(self.store, self.clock)}
+
+    def _handover(self) -> handover.Handover:
+        return handover_of(self.prepared, self.controller, self.restorer, self.who, self.announcer)
 
     async def told(self) -> bool:
         return True

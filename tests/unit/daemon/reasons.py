@@ -21,9 +21,8 @@ from agent.bundle.short_key import signer_word
 from agent.core.model import Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.timekeeping import Witness
-from agent.daemon import grace, handover, kept
+from agent.daemon import grace
 from agent.daemon.configured import Configured
-from agent.daemon.leaving import handover_of
 from agent.daemon.publish import Publisher
 from agent.daemon.ready import Readiness
 from agent.daemon.reload import Reloader
@@ -388,11 +387,7 @@ def _note(life: Life, *, orderly: bool) -> None:
 
 def restarted(world: World, life: Life) -> None:
     """The service manager holds what it left."""
-    left = handover_of(life.prepared, life.controller, life.restorer, life.who, life.announcer)
-    world.machines.stored = {
-        handover.NAME: handover.encode(left),
-        kept.NAME: kept.encode(life.store, life.clock),
-    }
+    world.machines.stored = life.handed_on()
     _note(life, orderly=False)
 
 

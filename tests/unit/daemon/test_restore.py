@@ -261,6 +261,53 @@ class TestABrokenMemory:
 
         with_service(tmp_path, scenario)
 
+    @pytest.mark.parametrize("decided", [True, False], ids=["by a bundle", "by none"])
+    def test_what_stood_for_it_is_not_handed_on_once_it_can_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, decided: bool
+    ) -> None:
+        """After it was mended a restart closes no more than a stop and a start would: what no bundle ever decided is open."""
+        failing = Refused(errno.EACCES)
+
+        async def scenario(machines: Machines) -> None:
+            if decided:
+                await machines.live(OURS)
+            else:
+                machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
+                await machines.before.controller.durable.last(10)
+            monkeypatch.setattr(remembered, "AGAIN_SECONDS", ())
+            monkeypatch.setattr(state, "read_plain", failing)
+            machines.stored.clear()
+            async with machines.start() as life:
+                assert life.store.memory.decided.keys() == set(Cloud)
+                handed = life.handed_on()
+            failing.refuses, machines.stored = False, handed
+            async with machines.start() as life:
+                assert life.in_force() == (1 if decided else None)
+                assert life.store.memory.decided.keys() == ({Cloud.AWS} if decided else set())
+            assert machines.written().decided.keys() == ({Cloud.AWS} if decided else set())
+
+        play(tmp_path, scenario)
+
+    def test_who_could_not_read_it_does_not_vouch_for_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing of the original's is in force in a clone, whose metadata service is silent over a restart as well."""
+        failing = Refused(errno.EACCES)
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            machines.says(boot=OTHER_BOOT, uuid=OTHER_UUID)
+            ec2.faults.append(Fault(drop=True, times=None))
+            monkeypatch.setattr(remembered, "AGAIN_SECONDS", ())
+            monkeypatch.setattr(state, "read_plain", failing)
+            machines.stored.clear()
+            async with machines.start() as life:
+                handed = life.handed_on()
+            failing.refuses, machines.stored = False, handed
+            async with machines.start() as life:
+                assert life.in_force() is None
+                assert life.store.memory.marks == ()
+
+        with_service(tmp_path, scenario)
+
     @pytest.mark.parametrize(
         ("brought", "outcomes", "left"),
         [(1, {"refused"}, 2), (2, {"accepted", "same"}, 2), (3, {"accepted"}, 3)],
