@@ -141,6 +141,7 @@ make_environment() {
     --only-binary :all: --require-hashes "${pip_options[@]}" -r "$requirements"
   "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-compile --no-deps \
     --no-index "$wheel"
+  write_program
   compile_release
   chown -R root:root "$release"
   chmod -R go-w "$release"
@@ -161,11 +162,16 @@ take_carried() {
   ln -s lib "$release/lib64"
   printf 'home = %s\ninclude-system-site-packages = false\nversion = %s\n' "${interpreter%/*}" "${interpreter##*/python}" \
     >"$release/pyvenv.cfg"
-  # Its own name, not `current`: what runs goes on from its own files while the next one is put beside it.
-  printf '#!%s\nimport sys\nfrom agent.__main__ import main\nsys.exit(main())\n' "$release/bin/python" \
+  write_program
+  compile_release
+}
+
+# Its own name, not `current`: what runs goes on from its own files while the next one is put beside it. By itself (-I): a
+# worker asks with its job's environment, and PYTHONPATH or PYTHONHOME there are for another Python, with other modules.
+write_program() {
+  printf '#!%s -I\nimport sys\nfrom agent.__main__ import main\nsys.exit(main())\n' "$release/bin/python" \
     >"$release/bin/credential-agent"
   chmod 0755 "$release/bin/credential-agent"
-  compile_release
 }
 
 # The service may not write there, and would read every source anew at each start. (A wheel of another release compiles nothing.)
@@ -690,7 +696,7 @@ do_install() {
 # -- taking it off ------------------------------------------------------------------------------------------------------
 
 do_uninstall() {
-  local name
+  local name more=' (--purge takes them too)'
   stop_everything
   systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
   for name in "${SERVICES[@]}"; do
@@ -719,7 +725,8 @@ do_uninstall() {
     done
     say "removed, with its configuration and state"
   else
-    say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"
+    [ "$here" != /usr/lib/credential-agent ] || more='' # a package's: whoever removes it cannot give this option
+    say "removed; $ETC and /var/lib/credential-agent are kept$more"
   fi
   rm -f /run/credential-agent-install.lock
 }

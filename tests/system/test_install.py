@@ -137,6 +137,17 @@ def test_a_start_compiles_nothing_and_carries_no_docstrings(chroot: Chroot) -> N
     assert compiled() == before
 
 
+@pytest.mark.parametrize("name", ["PYTHONPATH", "PYTHONHOME"])
+def test_what_a_job_tells_its_python_is_not_told_to_ours(chroot: Chroot, name: str) -> None:
+    """A worker's command runs from a job's environment, whose modules are another Python's."""
+    theirs = chroot.root / "jobs/agent"
+    theirs.mkdir(parents=True, exist_ok=True)
+    (theirs / "__init__.py").write_text("raise SystemExit('a module of the job')")
+    done = chroot.run("env", f"{name}=/jobs", "/usr/local/bin/credential-agent", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("credential-agent")
+
+
 def test_the_image_knows_which_system_users_are_workers(chroot: Chroot) -> None:
     """They are refused at its first boot, whatever runs there; also whoever is named beside a mistake made later."""
     kept = chroot.root / "etc/credential-agent/closed.d/workers"
