@@ -16,6 +16,9 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The best estimate of the true time: aware, UTC."""
 
+    def timestamp(self) -> float:
+        """The same as a POSIX timestamp, in seconds: what only compares makes no object of it."""
+
     def boottime(self) -> float:
         """Seconds on a clock that never goes back and counts on through suspend (CLOCK_BOOTTIME)."""
 

@@ -123,7 +123,11 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        return utc(self.boottime() + self.timekeeper.offset)
+        return utc(self.timestamp())
+
+    def timestamp(self) -> float:
+        """The same, as seconds since 1970."""
+        return self.boottime() + self.timekeeper.offset
 
     def hear(self, witness: Witness, date: datetime, took: float = 0.0) -> bool:
         """Hear the ``Date`` of an answer that has just come, ``took`` seconds after it was asked for.

@@ -55,8 +55,12 @@ class ServedClock:
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
+        return utc(self.timestamp())
+
+    def timestamp(self) -> float:
+        """The same, as seconds since 1970."""
         boot = self._boottime()
-        return utc(boot + self._ours(self._wall() - boot))
+        return boot + self._ours(self._wall() - boot)
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""

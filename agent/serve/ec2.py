@@ -21,9 +21,7 @@ No answer takes longer than 400 ms: Go gives up after 500.
 
 from __future__ import annotations
 
-import math
 import re
-import secrets
 from functools import partial
 from typing import Final
 
@@ -34,12 +32,10 @@ from agent.serve.early import Early
 from agent.serve.handling import DROP, Drop, Later, Outcome, aws_given
 from agent.serve.hiding import EC2_ROOT, Hiding, folded
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
+from agent.serve.session_tokens import SessionTokens
 from agent.serve.waiting import Watch
 from agent.wire import ec2, names
 from agent.wire.http import Request, Response
-
-TOKEN_GRACE_SECONDS: Final = 120
-"""How long a token is still good after its end: CRT and Rust use theirs to the last second by their own clock."""
 
 _NOT_FOUND: Final = ec2.failure(404)
 _UNAVAILABLE: Final = ec2.failure(503, ("Retry-After", "1"))
@@ -49,10 +45,6 @@ _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
 _ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
 _TTL_MEMO: Final = 64
-_TOKENS_KNOWN: Final = 1024
-"""So many session tokens, and as many before them, are remembered as ours, with their ends: each is checked once, not
-at each request. Most are shown twice within a moment."""
-
 _Tree = dict[str, "str | _Tree"]
 
 
@@ -61,8 +53,6 @@ class Ec2Dialect:
 
     def __init__(self, watch: Watch, proxy: Proxy | None, early: Early) -> None:
         settings = watch.served.settings
-        if len(settings.token_key) < ec2.MIN_KEY_BYTES:
-            raise RuntimeError(f"expected a token key of at least {ec2.MIN_KEY_BYTES} bytes")
         self._settings = settings
         self._watch = watch
         self._proxy = proxy
@@ -73,10 +63,10 @@ class Ec2Dialect:
             expects_bundle=lambda: watch.served.now.expects_bundle,
         )
         self._early = early
+        self.tokens = SessionTokens(settings.token_key, watch.clock)
+        """Those of this dialect."""
         # The only mutable state: earlier renderings, each with its input.
         self._token_heads: dict[int, Response] = {}
-        self._known_tokens: dict[str, int] = {}
-        self._known_before: dict[str, int] = {}
         self._live: tuple[AwsCredential, str] | None = None
         self._list = _NOT_FOUND
         self._document = _NOT_FOUND
@@ -94,7 +84,7 @@ class Ec2Dialect:
         echo = b""
         token = request.headers.get(names.EC2_TOKEN_HEADER)
         if token is not None:
-            left = self.left(token)
+            left = self.tokens.left(token)
             if left is None:
                 return _UNAUTHORIZED
             echo = b"%b%d\r\n" % (_ECHO, left)
@@ -116,7 +106,7 @@ class Ec2Dialect:
         ttl = ec2.ttl_asked(request.headers.get(names.EC2_TTL_HEADER))
         if ttl is None:
             return _BAD_TTL
-        token = self.mint(ttl)
+        token = self.tokens.mint(ttl)
         head = self._token_heads.get(ttl)
         if head is None:
             if len(self._token_heads) >= _TTL_MEMO:
@@ -124,32 +114,6 @@ class Ec2Dialect:
             head = ec2.text(token, (names.EC2_TTL_ECHO, str(ttl)))
             self._token_heads[ttl] = head
         return head.filled(token)
-
-    def mint(self, ttl: int) -> bytes:
-        """A session token that is good for ``ttl`` seconds."""
-        # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
-        # again on 401), and both start anew with the machine.
-        ends = math.ceil(self._watch.clock.boottime() + ttl)
-        token = ec2.make_token(self._settings.token_key, ends, secrets.token_bytes(6))
-        self._know(token, ends)
-        return token.encode("ascii")
-
-    def _know(self, token: str, ends: int) -> None:
-        if len(self._known_tokens) >= _TOKENS_KNOWN:
-            self._known_tokens, self._known_before = {}, self._known_tokens
-        self._known_tokens[token] = ends
-
-    def left(self, token: str) -> int | None:
-        """Seconds that a token is still good for; ``None`` when it is not ours or has ended."""
-        ends = self._known_tokens.get(token) or self._known_before.get(token)
-        if ends is None:
-            ends = ec2.token_ends(self._settings.token_key, token)
-            if ends is None:
-                return None
-            self._know(token, ends)
-        left = int(ends - self._watch.clock.boottime())
-        # Above the maximum: made before a reboot, by a boot-time clock that had run for longer.
-        return max(left, 0) if -TOKEN_GRACE_SECONDS <= left <= ec2.MAX_TTL_SECONDS else None
 
     # -- resources ---------------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class WorkerEndpoint:
             demand=demand,
             scoped=scoped,
         )
-        memory = Memory(served, clock, mint=self._ec2.mint, left=self._ec2.left)
+        memory = Memory(served, clock, mint=self._ec2.tokens.mint, left=self._ec2.tokens.left)
         self._broken = broken
         self._takes_bodies = gce is not None
         self.listener = Listener(

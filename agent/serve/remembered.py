@@ -14,6 +14,7 @@ good token and in a plain ``User-Agent``.
 * Only whole answers (200) that were made at once are remembered: no refusal, nothing that was waited for.
 * Only a request that comes again is remembered: of a request that comes once, only a number is kept.
 * Where none comes again, most are not even compared: that cost a seventh of what reading one does.
+* What came again is found at a glance the next time, by its bytes without the token, at the place where that was.
 
 A bearer token is part of the bytes. They are looked up by a hash that is keyed for each process, so how long that takes
 tells nothing of a token (it is compared in constant time where a request is checked).
@@ -23,9 +24,9 @@ The control socket has no memory: a push that is repeated is evaluated again.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from agent.core.clock import Clock
@@ -47,13 +48,18 @@ IN_VAIN: Final = 64
 SAMPLE: Final = 7
 """A prime: of programs that ask two, four or six times it is not the same request each time."""
 _END: Final = b"\r\n\r\n"
-_SECOND: Final = timedelta(seconds=1)
+_MOST_AT_A_GLANCE: Final = 64
+"""Requests. With more all are forgotten, and found the longer way."""
+_TOKEN_LENGTH: Final = 48
 _HOLES: Final = re.compile(
     rb"\r\n(?:[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{48})|[Uu]ser-[Aa]gent: ([ -~]{1,512}))(?=\r\n)"
 )
 _TOKEN_NAME: Final = f"{names.EC2_TOKEN_HEADER}:".lower().encode()
 _ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
 _OURS: Final = names.USER_AGENT_PREFIX.encode()
+
+_SHOWN: Final = re.compile(rb"\r\n[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{48})\r\n")
+_NO_TOKEN: Final = -1
 
 Key = tuple[bool, bool, tuple[bytes, ...]]
 """Whether a token and a name were cut out, and what is left. Without the first two a request that shows no token would
@@ -87,6 +93,44 @@ class _Entry(NamedTuple):
     access: Access
 
 
+class _Glance:
+    """Answers by all bytes of a request but its token, which stands where it stood when that was last found.
+
+    It says less than :func:`_cut`: that these bytes, with a good token there, were answered so. Any other bytes there
+    are no good token, whatever they are.
+    """
+
+    def __init__(self) -> None:
+        # All mutable state:
+        self._places: dict[int, int] = {}  # by the length of a request: where its token begins
+        self._known: dict[tuple[bytes, bytes] | bytes, _Entry] = {}  # in two pieces, if one was cut out
+
+    def find(self, data: bytes) -> tuple[_Entry, bytes | None] | None:
+        """The answer to these bytes, and the token that they show."""
+        place = self._places.get(len(data))
+        if place is None:
+            return None
+        if place == _NO_TOKEN:
+            entry = self._known.get(data)
+            return None if entry is None else (entry, None)
+        behind = place + _TOKEN_LENGTH
+        entry = self._known.get((data[:place], data[behind:]))
+        return None if entry is None else (entry, data[place:behind])
+
+    def keep(self, data: bytes, entry: _Entry) -> None:
+        """These bytes are answered so."""
+        if len(self._known) >= _MOST_AT_A_GLANCE:
+            self.forget()
+        shown = _SHOWN.search(data)
+        place = self._places[len(data)] = _NO_TOKEN if shown is None else shown.start(1)
+        self._known[data if place == _NO_TOKEN else (data[:place], data[place + _TOKEN_LENGTH :])] = entry
+
+    def forget(self) -> None:
+        """Nothing is known."""
+        self._places.clear()
+        self._known.clear()
+
+
 class Memory:
     """See the module.
 
@@ -110,7 +154,8 @@ class Memory:
         self._marks: set[int] = set()
         self._in_vain = 0  # so many in a row were not remembered
         self._asked: tuple[bytes, tuple[Key, bytes | None] | None] | None = None  # what was cut last, and how
-        self._since = self._until = clock.now()
+        self._glance = _Glance()
+        self._since = self._until = clock.timestamp()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -118,6 +163,7 @@ class Memory:
     def forget(self) -> None:
         """Something else is served now, or may be."""
         self._known.clear()
+        self._glance.forget()
         self._bytes = 0
         self._asked = None
 
@@ -129,19 +175,26 @@ class Memory:
         if self._is_over():
             self.forget()
             return None
+        known = self._glance.find(data) or self._find(data)
+        if known is None:
+            return None
+        self._in_vain = 0
+        entry, token = known
+        if token is not None:
+            left = self._left(token.decode("latin-1"))
+            return None if left is None else (b"%b%d%b" % (entry.before, left, entry.behind), entry.access)
+        if entry.ttl is not None:
+            return entry.before + self._mint(entry.ttl), entry.access
+        return entry.before, entry.access
+
+    def _find(self, data: bytes) -> tuple[_Entry, bytes | None] | None:
         found = _cut(data)
         entry = None if found is None else self._known.get(found[0])
         if found is None or entry is None:
             self._asked = (data, found)
             return None
-        self._in_vain = 0
-        token = found[1]
-        if token is not None:
-            left = self._left(token.decode("ascii"))
-            return None if left is None else (b"%b%d%b" % (entry.before, left, entry.behind), entry.access)
-        if entry.ttl is not None:
-            return entry.before + self._mint(entry.ttl), entry.access
-        return entry.before, entry.access
+        self._glance.keep(data, entry)
+        return entry, found[1]
 
     def keep(self, data: bytes, request: Request, response: Response, date_line: bytes, access: Access) -> None:
         """Remember an answer that was made at once, if it is one to be given again.
@@ -168,7 +221,7 @@ class Memory:
         if self._is_over() or len(self) >= MOST_ENTRIES or self._bytes + size > MOST_BYTES:
             self.forget()
         if not self._known:
-            self._since, self._until = self._clock.now(), self._end()
+            self._since, self._until = self._clock.timestamp(), self._end()
         self._known[found[0]] = entry
         self._bytes += size
 
@@ -208,13 +261,13 @@ class Memory:
 
     def _is_over(self) -> bool:
         """Whether that second has passed, or our clock was set back before it."""
-        return not self._since <= self._clock.now() < self._until
+        return not self._since <= self._clock.timestamp() < self._until
 
-    def _end(self) -> datetime:
+    def _end(self) -> float:
         """The instant at which answers remembered from now on end: with this second, or with what is served."""
         now = self._clock.now()
         ends = [self._served.stretch(cloud, now).until for cloud in Cloud]
-        return min([now.replace(microsecond=0) + _SECOND, *(end for end in ends if end is not None)])
+        return min([math.floor(now.timestamp()) + 1.0, *(end.timestamp() for end in ends if end is not None)])
 
 
 def _may_be_kept(data: bytes, response: Response) -> bool:

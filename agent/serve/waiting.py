@@ -7,6 +7,7 @@ bundle and no key is within reach of what parses strangers' requests.
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from datetime import datetime
@@ -66,6 +67,10 @@ class Served:
     def _take(self, new: snapshot.Snapshot) -> None:
         self.now = new
         self._stretches = {Cloud.AWS: new.aws, Cloud.GCP: new.gcp}
+        self._ends = {
+            cloud: tuple((math.inf if one.until is None else one.until.timestamp(), one.answer) for one in stretches)
+            for cloud, stretches in self._stretches.items()
+        }
         self._names = {Cloud.AWS: frozenset(new.aws_names), Cloud.GCP: frozenset(new.gcp_names)}
         self._id_tokens = {one.token.audience: one for one in new.id_tokens}
         self._scoped = {one.scopes: one for one in new.scoped}
@@ -109,9 +114,12 @@ class Served:
                 return stretch
         raise AssertionError("internal error: the last stretch has an end")
 
-    def answer(self, cloud: Cloud, now: datetime) -> Answer:
-        """The answer for ``cloud`` at ``now``. Never an expired credential."""
-        return self.stretch(cloud, now).answer
+    def answer(self, cloud: Cloud, timestamp: float) -> Answer:
+        """The answer for ``cloud`` at a POSIX timestamp. Never an expired credential."""
+        for until, answer in self._ends[cloud]:
+            if timestamp < until:
+                return answer
+        raise AssertionError("internal error: the last stretch has an end")
 
     def id_token(self, audience: str, now: datetime) -> IdToken | None:
         """A minted identity token for ``audience`` with enough life left, or ``None``."""
@@ -137,7 +145,7 @@ class Watch:
 
     def look(self, cloud: Cloud) -> Answer:
         """The answer now."""
-        return self.served.answer(cloud, self.clock.now())
+        return self.served.answer(cloud, self.clock.timestamp())
 
     async def settled(self, cloud: Cloud, seconds: float) -> Answer:
         """The first answer that is not :class:`Pending`, or the pending one after so many seconds."""

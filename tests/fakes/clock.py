@@ -22,6 +22,9 @@ class FakeClock:
     def now(self) -> datetime:
         return self._utc
 
+    def timestamp(self) -> float:
+        return self._utc.timestamp()
+
     def boottime(self) -> float:
         return self._boottime
 

@@ -146,6 +146,9 @@ class RealClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
+    def timestamp(self) -> float:
+        return time.time()
+
     def boottime(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -174,7 +177,7 @@ async def linked(
         passing=lambda: Passing(
             services,
             view.settings,
-            answer=lambda cloud: view.served.answer(cloud, clock.now()),
+            answer=lambda cloud: view.served.answer(cloud, clock.timestamp()),
             expects_bundle=lambda: view.served.now.expects_bundle,
         ),
         id_token=demand,

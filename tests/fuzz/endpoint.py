@@ -35,13 +35,13 @@ from agent.core.view import Ended, Facts, Origin, Pending
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.intake import Intake
 from agent.snapshot import Limits, ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Gullible
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, no_id_tokens, no_scoped
 
 VECTORS = Path(__file__).parents[1] / "vectors/serve"
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 CONCURRENCY = 16
 #: Nothing here may last longer: the head deadline, a hold and scheduling on a busy machine.
 PATIENCE_SECONDS = 10.0

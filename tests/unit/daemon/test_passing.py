@@ -42,7 +42,7 @@ class Taken:
         self.passing = Passing(
             {Cloud.AWS: real, Cloud.GCP: real},
             ServeSettings(token_key=KEY, **settings),
-            answer=lambda cloud: self.view.served.answer(cloud, START),
+            answer=lambda cloud: self.view.served.answer(cloud, START.timestamp()),
             expects_bundle=lambda: True,
         )
 
@@ -261,7 +261,7 @@ def test_what_was_decided_meanwhile_is_not_told() -> None:
             await asyncio.sleep(0)
         assert real.under_way
         taken.view.live_gcp(START)
-        assert decided(taken.view.served.answer(Cloud.GCP, START))
+        assert decided(taken.view.served.answer(Cloud.GCP, START.timestamp()))
         real.gate.set()
         return await asked
 

@@ -68,7 +68,7 @@ def controller(
         passing=lambda: Passing(
             {Cloud.GCP: real, Cloud.AWS: real},
             ServeSettings(token_key=KEY, passed_connections=CONNECTIONS, gce_upstream_seconds=SECONDS),
-            answer=lambda cloud: view.served.answer(cloud, START),
+            answer=lambda cloud: view.served.answer(cloud, START.timestamp()),
             expects_bundle=lambda: True,
         ),
         id_token=id_token,

@@ -51,7 +51,7 @@ class Told:
         self.snapshots.send_to(lambda data: self.heard.append(snapshot.decode(data)))
 
     def answer(self, cloud: Cloud = Cloud.AWS) -> object:
-        return self.served.answer(cloud, self.world.clock.now())
+        return self.served.answer(cloud, self.world.clock.timestamp())
 
 
 @looped
@@ -90,7 +90,7 @@ async def test_what_is_told_is_what_the_store_says() -> None:
             await settle(10)
             now = told.world.clock.now()
             for cloud in Cloud:
-                assert told.served.answer(cloud, now) == told.world.store.answer(cloud, now)
+                assert told.served.answer(cloud, now.timestamp()) == told.world.store.answer(cloud, now)
             seen.add(type(told.answer(Cloud.GCP)))
             await told.world.clock.advance(421)
         assert {Live, Ended} <= seen
@@ -108,8 +108,8 @@ async def test_without_a_word_it_ends_when_it_is_over() -> None:
     start = told.world.clock.now()
     version = told.served.version
     end = start + 2 * HOUR
-    assert isinstance(told.served.answer(Cloud.AWS, end - timedelta(seconds=1)), Live)
-    assert isinstance(told.served.answer(Cloud.AWS, end + timedelta(seconds=1)), Ended)
+    assert isinstance(told.served.answer(Cloud.AWS, (end - timedelta(seconds=1)).timestamp()), Live)
+    assert isinstance(told.served.answer(Cloud.AWS, (end + timedelta(seconds=1)).timestamp()), Ended)
     assert told.served.version == version
 
 

@@ -26,7 +26,7 @@ from agent.host.sockdiag import SocketDiagnosis
 from agent.serve.audit import MOST_ROWS, PER_SECOND, Ledger, agent_in
 from agent.server.asking import Asking
 from agent.snapshot import Limits, ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
 
 ROLE = "arn:aws:sts::123456789012:assumed-role/reader/laptop"
@@ -41,7 +41,7 @@ class World:
     def __init__(self, server: RunningEndpoint, ledger: Ledger) -> None:
         self.server = server
         self.ledger = ledger
-        self.token = make_token(KEY, time.clock_gettime(time.CLOCK_BOOTTIME) + 21600, b"nonce1")
+        self.token = TokenKey(KEY).make(time.clock_gettime(time.CLOCK_BOOTTIME) + 21600, b"nonce1")
 
     def ask(self, path: str, *fields: str, method: str = "GET", host: str = "169.254.169.254") -> int:
         """The status of the answer."""

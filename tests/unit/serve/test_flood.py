@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from agent.snapshot import Limits, ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
 
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 ROLES = (
     b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: localhost\r\n"
     b"X-aws-ec2-metadata-token: " + GOOD.encode() + b"\r\n\r\n"

@@ -11,7 +11,7 @@ import pytest
 
 from agent.core.view import Facts
 from agent.snapshot import ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
@@ -22,7 +22,7 @@ ROWS = [
     for index, row in enumerate(group["rows"])
 ]
 BARE = "{bare}"
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 
 
 @pytest.fixture(scope="module")

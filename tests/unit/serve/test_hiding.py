@@ -24,14 +24,14 @@ from agent.core.view import Absent, Origin
 from agent.serve.hiding import GCE_ROOT, Hiding
 from agent.snapshot import ServeSettings
 from agent.wire import gce, names
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Gullible, Scripted, answer
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
 T = TypeVar("T")
 
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 GROUPS = tomllib.loads((Path(__file__).parents[2] / "vectors/serve/hidden.toml").read_text())["group"]
 ROWS = [(path, tuple(seen)) for group in GROUPS for path, *seen in group["rows"]]
 SEEN = "what the real service says"

@@ -24,13 +24,13 @@ from agent.serve.control import ControlEndpoint, ControlRequest, problem
 from agent.serve.handling import DROP, Outcome
 from agent.serve.listener import Listener
 from agent.snapshot import Limits, ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from agent.wire.http import JSON, Request, Response
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, google_token, read_all, running_endpoint
 
 T = TypeVar("T")
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 ROOT = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ROLES = (
     b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: localhost\r\n"

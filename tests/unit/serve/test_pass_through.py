@@ -19,13 +19,13 @@ from agent.core.model import Cloud
 from agent.core.view import Absent, Ended, Facts, Origin, Pending
 from agent.serve.proxy import LARGE_BYTES, MADE_AT_ONCE_BY_ONE, relisted
 from agent.snapshot import ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from agent.wire.http import Response
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Answer, Gullible, Scripted, answer
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
-GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+GOOD = TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")
 FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
 
 

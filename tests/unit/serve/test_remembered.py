@@ -11,7 +11,7 @@ import socket
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from agent.serve.handling import Access
 from agent.serve.readers import Readers
 from agent.serve.stream import Stream
 from agent.snapshot import Limits, ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from agent.wire.http import Request, Response
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
@@ -61,7 +61,7 @@ class World:
         return answers
 
     def token(self, ttl: int = 21600, nonce: bytes = b"nonce1", key: bytes = KEY) -> str:
-        return make_token(key, self.clock.boottime() + ttl, nonce)
+        return TokenKey(key).make(self.clock.boottime() + ttl, nonce)
 
     def pass_time(self, seconds: float) -> None:
         self.server.run(lambda: self.clock.move(seconds))
@@ -106,8 +106,8 @@ def echo(answer: bytes) -> int:
         pytest.param(CONTAINER, id="container"),
         pytest.param(GOOGLE, id="google"),
         pytest.param(GOOGLE.replace(b"GET", b"HEAD"), id="head"),
-        pytest.param(ec2(ROLES, make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")), id="roles"),
-        pytest.param(ec2(f"{ROLES}reader", make_token(KEY, FakeClock().boottime() + 60, b"nonce1")), id="document"),
+        pytest.param(ec2(ROLES, TokenKey(KEY).make(FakeClock().boottime() + 21600, b"nonce1")), id="roles"),
+        pytest.param(ec2(f"{ROLES}reader", TokenKey(KEY).make(FakeClock().boottime() + 60, b"nonce1")), id="document"),
     ],
 )
 def test_it_is_the_same_answer_to_the_byte(data: bytes) -> None:
@@ -139,7 +139,7 @@ def test_each_token_is_checked_and_told_its_own_time() -> None:
         assert echo(it.ask(ec2(ROLES, it.token(ttl=77, nonce=b"nonce2")))) == 77
         assert it.known() == 1
         forged = it.token(key=b"another key of the same length!!")
-        ended = make_token(KEY, it.clock.boottime() - 121, b"nonce3")
+        ended = TokenKey(KEY).make(it.clock.boottime() - 121, b"nonce3")
         for bad in (forged, ended, "A" * 48, it.token()[:-1] + "_"):
             assert status(it.ask(ec2(ROLES, bad))) == 401
         for odd in ("", " ", "x"):
@@ -185,6 +185,32 @@ def test_whoever_asks_is_answered_whatever_its_program_is_called() -> None:
         assert status(it.ask(ec2(ROLES, None, "User-Agent: a", "User-Agent: b"))) == 400
         assert status(it.ask(ec2(ROLES, None, "User-Agent: a"))) == 401
         assert status(it.ask(shown.replace(b"User-Agent: a\r\n", b""))) == 200
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        pytest.param(b"A" * 20 + b"\r\nX-Forwarded-For: 1\r\nX: " + b"A" * 3, id="a field in it"),
+        pytest.param(b"\xff" * 48, id="no text"),
+        pytest.param(b" " * 48, id="space"),
+        pytest.param(b"A" * 44 + b"\r\n\r\n", id="an end in it"),
+    ],
+)
+def test_what_stands_where_a_token_stood_is_read_as_what_it_is(shown: bytes) -> None:
+    """A request is found by what is around its token: whatever is no good one there is answered as if it were new."""
+    with world() as it, world() as plain:
+        plain.server.endpoint.listener.memory = None
+        good = it.token()
+        data = ec2(ROLES, good, "User-Agent: x")
+        it.thrice(data)
+        bent = data.replace(good.encode(), shown)
+        assert len(bent) == len(data)
+        assert status(it.ask(bent)) == status(plain.ask(bent)) != 200
+        # As long as that, with the token in another place, and with one in the path.
+        moved = ec2(ROLES, None, "User-Agent: x", f"X-aws-ec2-metadata-token: {good}")
+        path = ec2(f"{ROLES}{good}", "A" * 48)
+        for other in (moved, path, data, path, moved):
+            assert {status(it.ask(other)) for _ in range(3)} == {status(plain.ask(other))}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -556,7 +582,7 @@ def test_the_machine_s_own_is_remembered_as_it_is_told() -> None:
         it.server.run(lambda: it.view.live_aws(START, origin=Origin.FALLBACK))
         answers = it.thrice(CONTAINER)
         assert len(set(answers)) == 1
-        live = it.server.run(lambda: it.view.served.answer(Cloud.AWS, START))
+        live = it.server.run(lambda: it.view.served.answer(Cloud.AWS, START.timestamp()))
         assert isinstance(live, Live)
         assert json.loads(body(answers[0]))["Expiration"] < live.credential.expires_at.isoformat()
 
@@ -569,15 +595,15 @@ def unlike(number: int) -> bytes:
 def looks(it: World, numbers: range) -> int:
     """How many of so many requests are compared with what is remembered: for each of those the time is asked once."""
     asked: list[None] = []
-    now = it.clock.now
+    now = it.clock.timestamp
 
-    def counted() -> datetime:
+    def counted() -> float:
         asked.append(None)
         return now()
 
     def ask() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(it.clock, "now", counted)
+            patch.setattr(it.clock, "timestamp", counted)
             assert [it.memory.answer(unlike(number)) for number in numbers] == [None] * len(numbers)
 
     it.server.run(ask)

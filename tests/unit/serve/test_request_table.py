@@ -17,7 +17,7 @@ from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Ended, Facts, Live, Origin, Pending
 from agent.snapshot import ServeSettings
-from agent.wire.ec2 import make_token
+from agent.wire.ec2 import TokenKey
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
 
@@ -29,12 +29,12 @@ ROWS = [
 ]
 BOOTTIME = FakeClock().boottime()
 TOKENS = {
-    "@good": make_token(KEY, BOOTTIME + 21600, b"nonce1"),
-    "@graced": make_token(KEY, BOOTTIME - 119, b"nonce2"),
-    "@last": make_token(KEY, BOOTTIME - 120, b"nonce6"),
-    "@ended": make_token(KEY, BOOTTIME - 121, b"nonce3"),
-    "@reboot": make_token(KEY, BOOTTIME + 30000, b"nonce4"),
-    "@forged": make_token(b"another key of the same length!!", BOOTTIME + 21600, b"nonce5"),
+    "@good": TokenKey(KEY).make(BOOTTIME + 21600, b"nonce1"),
+    "@graced": TokenKey(KEY).make(BOOTTIME - 119, b"nonce2"),
+    "@last": TokenKey(KEY).make(BOOTTIME - 120, b"nonce6"),
+    "@ended": TokenKey(KEY).make(BOOTTIME - 121, b"nonce3"),
+    "@reboot": TokenKey(KEY).make(BOOTTIME + 30000, b"nonce4"),
+    "@forged": TokenKey(b"another key of the same length!!").make(BOOTTIME + 21600, b"nonce5"),
 }
 AUTHORIZATIONS = {"@good": CONTAINER_TOKEN, "@older": "older-but-valid", "@bearer": f"Bearer {CONTAINER_TOKEN}"}
 SHORTHANDS = {

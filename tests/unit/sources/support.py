@@ -25,6 +25,9 @@ class StepClock:
     def now(self) -> datetime:
         return self._start + timedelta(seconds=self.passed)
 
+    def timestamp(self) -> float:
+        return self.now().timestamp()
+
     def boottime(self) -> float:
         return 1000.0 + self.passed
 

@@ -128,23 +128,23 @@ def test_expiration_is_never_later_than_the_truth() -> None:
 @given(st.floats(0, 1e12), st.binary(min_size=6, max_size=6))
 def test_session_token_says_its_end(ends: float, nonce: bytes) -> None:
     """A token of ours says its end; the same made with another key says nothing."""
-    token = ec2.make_token(KEY, ends, nonce)
-    assert ec2.token_ends(KEY, token) == -(-ends // 1)
-    assert ec2.token_ends(b"x" * 32, token) is None
+    token = ec2.TokenKey(KEY).make(ends, nonce)
+    assert ec2.TokenKey(KEY).ends(token) == -(-ends // 1)
+    assert ec2.TokenKey(b"x" * 32).ends(token) is None
 
 
 @given(st.integers(0, 47), st.sampled_from(string.ascii_letters + string.digits + "-_"))
 def test_session_token_cannot_be_changed(at: int, letter: str) -> None:
     """Any other letter anywhere makes it nobody's token."""
-    token = ec2.make_token(KEY, 1000.0, b"nonce1")
+    token = ec2.TokenKey(KEY).make(1000.0, b"nonce1")
     changed = token[:at] + letter + token[at + 1 :]
-    assert changed == token or ec2.token_ends(KEY, changed) is None
+    assert changed == token or ec2.TokenKey(KEY).ends(changed) is None
 
 
 @given(st.text(max_size=60))
 def test_other_texts_are_no_session_token(text: str) -> None:
     """No other text is a token, and none is an error."""
-    assert ec2.token_ends(KEY, text) is None
+    assert ec2.TokenKey(KEY).ends(text) is None
 
 
 @given(st.lists(st.text(string.ascii_letters + string.digits + "-_@.+=,~:", min_size=1, max_size=12), max_size=6))
