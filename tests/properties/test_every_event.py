@@ -361,7 +361,7 @@ class EveryEvent(RuleBasedStateMachine):
     @invariant()
     def look(self) -> None:
         for cloud in Cloud:
-            answer = self.served.answer(cloud, self.now)
+            answer = self.served.answer(cloud, self.now.timestamp())
             assert answer == self.store.answer(cloud, self.now), "a server says something else"
             if isinstance(answer, Live):
                 self._is_served(cloud, answer)
