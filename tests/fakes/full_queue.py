@@ -37,10 +37,13 @@ class FullQueue:
     ) -> None:
         self._socket.close()
 
-    def read_until(self, line: str) -> list[str]:
-        """Take what comes until a datagram has this line: its lines."""
+    def read_until(self, *lines: str) -> list[str]:
+        """Take what comes until each of these lines was in a datagram, in whatever order: the lines of the last."""
         self._socket.settimeout(DEADLINE_SECONDS)
         end = time.monotonic() + DEADLINE_SECONDS
-        while line not in (lines := self._socket.recv(4096).decode().split("\n")):
-            assert time.monotonic() < end, f"{line} was not told within {DEADLINE_SECONDS} s"
-        return lines
+        left, told = set(lines), list[str]()
+        while left:
+            assert time.monotonic() < end, f"{left} was not told within {DEADLINE_SECONDS} s"
+            told = self._socket.recv(4096).decode().split("\n")
+            left.difference_update(told)
+        return told

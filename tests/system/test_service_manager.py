@@ -145,8 +145,7 @@ class TestReadiness:
             environ = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "3600000000"}
             with world.agent(environ=environ) as agent:
                 agent.ready()  # so both were told, in vain
-                manager.read_until("WATCHDOG=1")
-                manager.read_until("READY=1")
+                manager.read_until("WATCHDOG=1", "READY=1")
                 assert agent.stop() == 0
 
     def test_the_end_is_told_once(self, world: World, manager: NotifySocket) -> None:
