@@ -96,7 +96,8 @@ class Issuing:
         To be called before what is due is begun. Whatever keeps us even from taking note ends the caller.
         """
         for flight in [one for one in self._flights if one.done()]:
-            error = None if flight.cancelled() else flight.exception()
+            # Who ends them all looks at none any more: what is cancelled here was by something that it waited for.
+            error = asyncio.CancelledError() if flight.cancelled() else flight.exception()
             if error is not None:
                 self._crashed(self._flights[flight], error)
             del self._flights[flight]
