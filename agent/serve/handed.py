@@ -107,9 +107,9 @@ def _close_all(descriptors: list[int]) -> None:
     They are handed to a socket of our own, which is closed with them unread. Where that cannot be, each is closed by
     itself.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MemoryError):  # nothing ends the thread
         kept, sent = socket.socketpair()
-        with kept, sent, contextlib.suppress(OSError):
+        with kept, sent, contextlib.suppress(OSError, MemoryError):
             socket.send_fds(sent, [b"0"], descriptors)
             while descriptors:
                 os.close(descriptors.pop())
