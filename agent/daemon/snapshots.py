@@ -66,7 +66,8 @@ class Snapshots:
         self._hear: list[Callable[[bytes], None]] = []
         self._last = self._made(first)
         self.latest = snapshot.encode(self._last)
-        self._is_told = True  # whether all were told of the last, and it is the true one
+        self._is_told = True  # whether all were told of the last
+        self._unmade: str | None = None  # the error for which that is not the true one
         controller.store.watch(self.publish)
 
     @property
@@ -78,7 +79,7 @@ class Snapshots:
     def outdated(self) -> bool:
         """Whether the time, or whose a uid is, is not as it was said, or a telling broke off; nobody tells of these."""
         is_other = self._last.time != self._time() or self._last.subordinate != self._subordinate()[:MOST_RANGES]
-        return is_other or not self._is_told
+        return is_other or not self._is_told or self._unmade is not None
 
     @property
     def expects_bundle(self) -> bool:
@@ -91,21 +92,25 @@ class Snapshots:
 
     def publish(self) -> None:
         """Send everybody the present snapshot, if it differs from the last one, or not all were told of that."""
-        version, is_true = self._last.version + 1, True
+        version, unmade = self._last.version + 1, None
         try:
             new = self._made(version)
-            if self._is_told and new.same_as(self._last):
+            if self._is_told and self._unmade is None and new.same_as(self._last):
                 return
             data = snapshot.encode(new)
             snapshot.decode(data)
         except Exception as error:  # noqa: BLE001 - without the new state they must not go on with the old one
-            self._log.error("snapshot.not_made", error=type(error).__name__, exc_info=True)
-            new, is_true = self._closed(version), False
+            unmade = type(error).__name__
+            if unmade != self._unmade:
+                self._log.error("snapshot.not_made", error=unmade, exc_info=True)
+            new = self._closed(version)
+            if self._is_told and unmade == self._unmade and new.same_as(self._last):
+                return
             data = snapshot.encode(new)
-        self._last, self.latest, self._is_told = new, data, False
+        self._last, self.latest, self._is_told, self._unmade = new, data, False, unmade
         for hear in self._hear:
             hear(data)
-        self._is_told = is_true
+        self._is_told = True
 
     def _made(self, version: int) -> Snapshot:
         controller, now = self._controller, self._clock.now()

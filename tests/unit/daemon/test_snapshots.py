@@ -203,7 +203,11 @@ async def test_what_cannot_be_told_closes() -> None:
         told.tokens = (Secret("\ud800"),)  # no text: nothing that is sent can say it
         with structlog.testing.capture_logs() as logs:
             told.snapshots.publish()
+            version = told.snapshots.version
+            assert told.snapshots.outdated
+            told.snapshots.publish()
         assert [entry["event"] for entry in logs] == ["snapshot.not_made"]
+        assert told.snapshots.version == version  # what is so already is neither sent nor said again
         ended = told.answer()
         assert isinstance(ended, Ended)
         assert ended.passing
