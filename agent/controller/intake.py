@@ -321,6 +321,7 @@ class Intake:
         boot_id: str,
         firmware: Mapping[str, str],
         sealed: bytes | None = None,
+        unread: str | None = None,
         write: bool = True,
     ) -> None:
         """Say whose the memory is: at the start, or when the machine's name is learned late.
@@ -331,6 +332,7 @@ class Intake:
             boot_id: of the running kernel.
             firmware: what the firmware says.
             sealed: the sealed bundle that the memory names; put back in force if it is ours.
+            unread: why that is not known yet: see :meth:`read`.
             write: write down what was learned; not over the file of a later version.
         """
         if whose is Whose.UNKNOWN:
@@ -339,9 +341,8 @@ class Intake:
             self.verify_anew()
             self._durable.doubt(_DOUBT, instance_id, boot_id, firmware)
         elif whose is Whose.OURS:
-            active = self._store.memory.active
-            if self._store.bundle is None and active is not None and sealed is not None and self._opener is not None:
-                self._resuming(_being_opened(active))  # before the doubt ends: nobody must be told that it is lost
+            if self._store.bundle is None:
+                self._about_to_resume(self._store.memory.active, sealed, unread)
             self._durable.adopt(instance_id, boot_id, firmware, write=write)
             if self._store.bundle is None:
                 await self.resume(sealed)
@@ -355,20 +356,41 @@ class Intake:
             self._resume(mine)
         self._wake()  # the loop tells what changed
 
-    def recall(self, memory: Memory, sealed: bytes | None) -> None:
-        """Know what could not be read at the start, and put the bundle that it names back in force. Returns at once."""
-        if self._durable.recall(memory):
-            self._log.info("memory.recalled")
+    def recall(self, memory: Memory, sealed: bytes | None, unread: str | None = None) -> bool:
+        """Know what could not be read at the start, and put the bundle that it names back in force. Returns at once.
+
+        Args:
+            memory: what the disk knows.
+            sealed: the bundle that it names.
+            unread: why that is not known yet: see :meth:`read`.
+
+        Returns:
+            Whether it counts from here on.
+        """
+        before = self._store.state.resuming
+        self._about_to_resume(memory.active, sealed, unread)
+        if not self._durable.recall(memory):
+            self._resuming(before)
+            return not self._store.doubted  # beside what is in force it counts as well
+        self._log.info("memory.recalled")
+        if unread is None:
             self._resume(sealed)
+        return True
+
+    async def read(self, sealed: bytes | None) -> None:
+        """Put back in force what the memory names, which could not be read before; ``None``: it is not there."""
+        if sealed is None:
+            self._resuming(None)
+        await self.resume(sealed)
+        self._wake()
 
     def _resume(self, sealed: bytes | None) -> None:
-        """Begin to put it back in force, if anything can."""
+        self._tasks.spawn(self.read(sealed), name="resume")
 
-        async def resumed() -> None:
-            await self.resume(sealed)
-            self._wake()
-
-        self._tasks.spawn(resumed(), name="resume")
+    def _about_to_resume(self, active: Mark | None, sealed: bytes | None, unread: str | None) -> None:
+        """Before it is known that it may be: in between nobody must be told that it is lost."""
+        if self._opener is not None and active is not None and (sealed is not None or unread is not None):
+            self._resuming(unread or _being_opened(active))
 
     def _resuming(self, why: str | None) -> None:
         self._store.apply(BundleResuming(why), self._clock.now())

@@ -44,6 +44,7 @@ class Read(NamedTuple):
         boot: see :func:`agent.host.machine.boot`.
         lived: when an agent was last at work here.
         unread: whether it is ``broken`` because the system refused: what is there may be as good as ever.
+        refused: see :attr:`agent.host.state.StateDirectory.refused`.
     """
 
     memory: Memory
@@ -53,6 +54,7 @@ class Read(NamedTuple):
     boot: str
     lived: Lived | None = None
     unread: bool = False
+    refused: str | None = None
 
 
 def is_later(read: Memory, ours: Memory) -> bool:
@@ -71,7 +73,8 @@ class Later:
     Args:
         state: the directory.
         reading: reads it.
-        recalled: is told the memory and the sealed bundle that the system refused to read at the start.
+        recalled: is told the memory and the sealed bundle that the system refused to read at the start; false where
+            that does not count yet, and is to be told again.
 
     Attributes:
         history_read: whether the history that an earlier process wrote was taken back, or never will be. Before that
@@ -82,13 +85,14 @@ class Later:
         self,
         state: StateDirectory,
         reading: asyncio.Task[Read],
-        recalled: Callable[[Memory, bytes | None], None] = lambda _memory, _sealed: None,
+        recalled: Callable[[Memory, bytes | None], bool] = lambda _memory, _sealed: True,
     ) -> None:
         self._state = state
         self._reading = reading
         self._recalled = recalled
         self._ours = False  # what the disk holds is what we wrote
         self._beside: Memory | None = None  # what could not be read at the start: nothing of it is taken back
+        self._known: Memory | None = None  # of that: what was told
         self.history_read = False
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
@@ -99,9 +103,11 @@ class Later:
                 return  # a name was learned, say: what may lie there is worth more, and the next start may read it
             # It may be readable by now. What is not even now is written over: else nothing would be durable again.
             with contextlib.suppress(HostError):
-                found, beside = await asyncio.to_thread(self._state.load)
+                found, sealed_then = await asyncio.to_thread(self._state.load)
+                if found != self._known:
+                    # Before what is written comes into force: it is evaluated again.
+                    self._known = found if self._recalled(found, sealed_then) else None
                 self._beside = found
-                self._recalled(found, beside)  # before what is written comes into force: it is evaluated again
         if not self._ours and not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")
         if self._beside is not None and _may_be_of_one(memory, self._beside):

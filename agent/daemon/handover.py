@@ -185,7 +185,8 @@ def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tupl
         return read, sealed
     if read.instance_id and left.memory.instance_id and read.instance_id != left.memory.instance_id:
         return read, sealed
-    if left.memory.decided and not left.memory.marks and (read.marks or read.boot_id):
+    stood_in = left.memory.decided and not left.memory.marks and not left.memory.floors
+    if stood_in and (read.marks or read.boot_id or read.instance_id):
         return read, sealed
     if not disk.is_later(read, left.memory):
         memory = streams.closed_by(left.memory, read)

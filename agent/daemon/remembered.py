@@ -15,7 +15,7 @@ from agent.core.verdict import Memory
 from agent.daemon import disk, listening
 from agent.host import machine, systemd
 from agent.host.clock import SystemClock
-from agent.host.files import passes
+from agent.host.files import passes, refused
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 
 CLAIM_SECONDS: Final = 5.0
@@ -26,6 +26,7 @@ UNREADABLE_HINT: Final = (
     "no worker gets the machine's identity in place of a bundle's, until one is accepted. Which numbers were accepted "
     "and withdrawn is forgotten with it: push the newest bundle, or the withdrawal, again"
 )
+UNREAD: Final = "the memory, which lies beside it, cannot be read"
 REFUSED_HINT: Final = (
     "no worker gets the machine's identity in place of a bundle's. The file stays as it is until one is accepted: mend "
     "the disk, or let the agent's user read it (owner, mode, label), and restart the agent"
@@ -66,6 +67,14 @@ class Remembered:
     def begin(self) -> None:
         """Begin to read it. Returns at once."""
         self.reading = asyncio.create_task(self._read(), name="read state")
+
+    @property
+    def refused(self) -> str | None:
+        """Why it is not known whether the sealed bundle is there; ``None``: it is known."""
+        if not self.reading.done():
+            return disk.STALLED
+        read = self.reading.result()
+        return UNREAD if read.broken else read.refused
 
     async def wait(self, seconds: float) -> bool:
         """Wait for at most so long; returns whether it was read."""
@@ -125,7 +134,7 @@ class Remembered:
         await self._claim()
         read, unread = await self._loaded()
         boot = await asyncio.to_thread(machine.boot, self.directory, self._environ, self._root)
-        return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived), unread)
+        return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived), unread, self._state.refused)
 
     async def _claim(self) -> None:
         """Become the only owner of the state directory.
@@ -172,7 +181,7 @@ class Remembered:
                 seconds = next(again, None) if passes(cause) else None
                 if seconds is None:
                     # A restore that gave it another owner, or a label that forbids it, says nothing of it either.
-                    unread = passes(cause) or isinstance(cause, PermissionError)
+                    unread = refused(cause)
                     hint = error.hint or (REFUSED_HINT if unread else UNREADABLE_HINT)
                     self._log.error("memory.unreadable", reason=error.message, hint=hint)
                     await asyncio.to_thread(self._state.keep_broken)

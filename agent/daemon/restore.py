@@ -28,6 +28,7 @@ from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon import compose, disk, grace, handover
 from agent.daemon.age import aged
+from agent.daemon.copy import Copy
 from agent.daemon.gap import Gap
 from agent.daemon.opening import Opened
 from agent.daemon.prepare import Prepared
@@ -35,7 +36,7 @@ from agent.daemon.remembered import Remembered
 from agent.daemon.succession import Succession
 from agent.daemon.tokens import session_token_key
 from agent.daemon.unending import unending
-from agent.daemon.who import Who
+from agent.daemon.who import Who, hint
 from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.host.state import closed_memory
@@ -46,15 +47,6 @@ from agent.providers.machine import Machine
 RESUME_SECONDS: Final = 1.0
 """How long the start waits for a key before workers are answered."""
 LOOK_AT_RUN_SECONDS: Final = 0.5
-CONTRADICTED: Final = (
-    "firmware or this very boot say that the metadata service errs: nothing that was decided is served, and nothing "
-    "forgotten, until it says the former name; if it is right, set identity.instance_id to its name"
-)
-COPIED: Final = (
-    "its name is a file that is copied with the disk, and every network card is another one: nothing that was decided "
-    "is served, and nothing forgotten, until a bundle is brought. If its cards are others at each boot, set "
-    "identity.instance_id; if it is a copy, give it an /etc/machine-id of its own"
-)
 HELD: Final = timedelta(days=3650)
 """The boot grace while a file that the configuration names has not answered yet."""
 
@@ -78,6 +70,7 @@ class Restorer:
         controller: the controller, once it is made.
         resuming: the task that opens what was in force.
         recalling: the task that takes back what happened before.
+        copying: the task that reads a sealed copy again.
         serving: whether the sources have begun to watch.
         audience: gives the audiences of the configuration in force.
     """
@@ -102,6 +95,7 @@ class Restorer:
         self.controller: Controller
         self.resuming: asyncio.Task[None]
         self.recalling: asyncio.Task[None]
+        self.copying: asyncio.Task[None]
         self._settings = settings
         self._prepared = prepared
         self._who = who
@@ -109,10 +103,9 @@ class Restorer:
         self._succession = succession
         self.clock = clock
         self._rng = rng
-        self._contradicted = False  # firmware or boot id contradict the metadata service about the name
+        self._contradicted = False  # firmware or boot id contradict the metadata service's name
         self._anothers = False  # whether the memory was another machine's
         self._noted: grace.Began | None = None  # what a process of this boot left that was stopped
-        self._found: bytes | None = None  # the sealed bundle that the memory named when we began
         self._resumed = False  # whether that was to be opened: from then on it is the intake's to try again
         self._vouched = False  # whether what goes on is more than the disk's alone
         self._late = False  # whether the state directory had not answered when this began
@@ -195,8 +188,7 @@ class Restorer:
         remembered, sealed = handover.reconcile(left, Memory() if broken and left is not None else read, sealed)
         write = write and (left is not None or late or not self._remembered.reading.result().unread)
         named, self._vouched = name or remembered.instance_id, remembered is not read
-        waited = await self._waited(named)
-        now = self.clock.now()
+        waited, now = await self._waited(named), self.clock.now()
         if broken and not late:
             self._prepared.age.begin(remembered, None)
         elif not late:
@@ -224,8 +216,7 @@ class Restorer:
         opening.in_force, opening.policy = lambda: store.bundle is not None, lambda: store.state.policy
         before = left or self._noted
         self.controller.intake.awaited.go_on(() if before is None else before.awaited)
-        recall = unending(self._take_back_history, work="history of before", sleep=self.clock.sleep)
-        self.recalling = asyncio.create_task(recall, name="history of before")
+        self._begin_to_read()
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
         self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")
         if left is not None:
@@ -236,12 +227,19 @@ class Restorer:
             if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
                 opening.remember(sealed, Opened(signed, left.recipient))
         self.learn(found, self._settings.identity.audience)
-        self._found = sealed
+        self._copy.found(remembered, sealed, self._remembered.refused)
         self.resuming = asyncio.create_task(self._resume(name, found, write=write), name="resume")
         await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
             # At once: the next start must not find an empty memory, which allows the fallback. It is tried again.
             self.controller.durable.write()
+
+    def _begin_to_read(self) -> None:
+        recall = unending(self._take_back_history, work="history of before", sleep=self.clock.sleep)
+        self.recalling = asyncio.create_task(recall, name="history of before")
+        self._copy = Copy(self._remembered.directory, self.controller, self.clock)
+        copying = unending(self._copy.run, work="copy of what was in force", sleep=self.clock.sleep)
+        self.copying = asyncio.create_task(copying, name="copy of what was in force")
 
     async def _take_back_history(self) -> None:
         """Take back what happened before, once the disk says it. Nothing waits for it but the first writing of ours."""
@@ -250,9 +248,11 @@ class Restorer:
         self.controller.history.restore(() if self._anothers else found)
         self._recorder.history_read = True
 
-    def _recalled(self, memory: Memory, sealed: bytes | None) -> None:
-        if self._evaluate(memory, self.controller.store.memory.instance_id) is Whose.OURS:
-            self.controller.intake.recall(memory, sealed)
+    def _recalled(self, memory: Memory, sealed: bytes | None) -> bool:
+        if self._evaluate(memory, self.controller.store.memory.instance_id) is not Whose.OURS:
+            return False
+        self._copy.found(memory, sealed, self._prepared.state.refused)
+        return self.controller.intake.recall(memory, sealed, self._copy.why(memory.active))
 
     async def _resume(self, name: str, found: list[Machine], *, write: bool) -> None:
         await self._identified(name, found, self._settings.identity.audience, write=write)
@@ -304,7 +304,7 @@ class Restorer:
             verdict = Whose.UNKNOWN  # nobody has said since that it is this machine's
         if verdict is Whose.ANOTHERS:
             # What was brought is opened anew: the intake has it.
-            self._anothers, self._resumed, self._found = True, True, None
+            self._anothers, self._resumed, self._copy.sealed = True, True, None
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)
@@ -313,8 +313,7 @@ class Restorer:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
         elif verdict is Whose.UNKNOWN and not self._contradicted:
             former = self.controller.store.memory.instance_id
-            hint = COPIED if former == name else CONTRADICTED
-            self._log.error("memory.contradicted", was=former, now=name, hint=hint)
+            self._log.error("memory.contradicted", was=former, now=name, hint=hint(former, name))
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far
@@ -322,10 +321,11 @@ class Restorer:
         sealed = None
         if verdict is Whose.OURS and (self.controller.store.doubted or not self._resumed):
             # A doubt sets aside what was in force or was being opened; here it comes back.
-            self._resumed, sealed = True, self.controller.durable.sealed or self._found
+            self._resumed, sealed = True, self.controller.durable.sealed or self._copy.sealed
             self.learn(found, audience)  # it may be addressed to the name that is ours again
+        unread = self._copy.why(self.controller.store.memory.active)
         await self.controller.intake.identified(
-            verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=sealed, write=write
+            verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=sealed, unread=unread, write=write
         )
         with contextlib.suppress(ValueError):
             # Its name is one that a metadata service gave it, so there is one, whatever answers in its place just now.

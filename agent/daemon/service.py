@@ -215,6 +215,7 @@ class Daemon:
         later += (
             self._restorer.resuming,
             self._restorer.recalling,
+            self._restorer.copying,
             asyncio.create_task(unending(couriers.run, work="couriers", sleep=self.clock.sleep), name="couriers"),
         )
         if self._child is not None:

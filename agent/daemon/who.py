@@ -24,6 +24,16 @@ ASK_SECONDS: Final = 2.0
 ASK_AGAIN_SECONDS: Final = 15.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
+_CONTRADICTED: Final = (
+    "firmware or this very boot say that the metadata service errs: nothing that was decided is served, and nothing "
+    "forgotten, until it says the former name; if it is right, set identity.instance_id to its name"
+)
+_COPIED: Final = (
+    "its name is a file that is copied with the disk, and every network card is another one: nothing that was decided "
+    "is served, and nothing forgotten, until a bundle is brought. If its cards are others at each boot, set "
+    "identity.instance_id; if it is a copy, give it an /etc/machine-id of its own"
+)
+
 
 class Who:
     """See the module.
@@ -135,3 +145,8 @@ async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float
         return Silent(error.pause_seconds)
     except TimeoutError:
         return Silent()
+
+
+def hint(former: str, name: str) -> str:
+    """What to do where firmware, boot or network cards say that the memory of ``former`` is not that of ``name``."""
+    return _COPIED if former == name else _CONTRADICTED

@@ -209,6 +209,11 @@ def passes(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _PASSES
 
 
+def refused(error: BaseException | None) -> bool:
+    """Whether what is there may be as good as ever: see :func:`passes`; or a person has to let us read it first."""
+    return passes(error) or isinstance(error, PermissionError)
+
+
 def is_directory(path: Path) -> bool:
     """Whether it is one, as far as we can know: where the disk fails or a parent is closed to us, it is none."""
     try:

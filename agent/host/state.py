@@ -35,7 +35,7 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.core.verdict import Memory
 from agent.host import threads
-from agent.host.files import MAX_FILLED_BYTES, overwrite, passes, read_plain, sweep, sync_directory, write_atomic
+from agent.host.files import MAX_FILLED_BYTES, overwrite, read_plain, refused, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 HISTORY_FILE: Final = "history.json"
@@ -89,13 +89,13 @@ class StateDirectory:
         directory: it must exist and be ours; files are 0600.
 
     Attributes:
-        refused: whether the system refused to read the sealed bundle, when it was last read: it may be there.
+        refused: why the system refused to read the sealed bundle, when the memory was last read: it may be there.
 
     Resources: the lock, from :meth:`claim` to the end of the process; a thread while something is written.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.refused = False
+        self.refused: str | None = None
         self._directory = directory
         self._lock: int | None = None
         self._waiting = False  # another process owns it: nothing is written until it is ours
@@ -142,7 +142,7 @@ class StateDirectory:
             HostError: there is a memory and it cannot be read or makes no sense. Treat every cloud as decided then: see
                 :func:`closed_memory`.
         """
-        self.refused = False
+        self.refused = None
         path = self._directory / MEMORY_FILE
         for name in (MEMORY_FILE, SPARE_FILE, HISTORY_FILE, LIVED_FILE, "bundle-*.jose"):
             sweep(self._directory / name)
@@ -168,12 +168,12 @@ class StateDirectory:
         if memory.active is not None:
             if not _DIGEST.match(memory.active.digest):
                 raise HostError(f"{path}: expected the digest of a bundle, got something else")
-            bundle = self._bundle_path(memory.active.digest)
+            bundle = bundle_path(self._directory, memory.active.digest)
             self._held.add(bundle)
             try:
-                sealed = read_plain(bundle, MAX_BYTES)
-            except OSError as error:
-                self.refused = passes(error)
+                sealed = read_sealed(bundle)
+            except HostError as error:
+                self.refused = error.message
         self._there = {path} if sealed is None else {path, bundle}
         return memory, sealed
 
@@ -223,7 +223,7 @@ class StateDirectory:
         with self._saving:
             if self._waiting and not self.claim():
                 raise HostError(f"{self._directory}: another process owns it, and has not ended yet")
-            keep = self._bundle_path(memory.active.digest) if memory.active is not None else None
+            keep = bundle_path(self._directory, memory.active.digest) if memory.active is not None else None
             if keep is None:
                 self._remove_bundles(None)  # a withdrawal: removed, whether or not the memory can be written
             elif sealed is not None and not _holds(keep, sealed):
@@ -340,8 +340,24 @@ class StateDirectory:
             broken.unlink(missing_ok=True)
             broken.hardlink_to(path)
 
-    def _bundle_path(self, digest: str) -> Path:
-        return self._directory / f"bundle-{digest[:32]}.jose"
+
+def bundle_path(directory: Path, digest: str) -> Path:
+    """Where the sealed bundle of that digest lies."""
+    return directory / f"bundle-{digest[:32]}.jose"
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """The sealed bundle at ``path``; ``None``: it is not there, or is no file. Blocks.
+
+    Raises:
+        HostError: the system refuses to read it: it may be there, as good as ever.
+    """
+    try:
+        return read_plain(path, MAX_BYTES)
+    except OSError as error:
+        if not refused(error):
+            return None
+        raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
 
 
 def closed_memory(instance_id: str) -> Memory:

@@ -153,7 +153,7 @@ class State(msgspec.Struct, frozen=True):
     @property
     def being_opened(self) -> str | None:
         """Why the bundle that was in force before the restart is not yet."""
-        return self.resuming if self.identity is None else None
+        return self.resuming if self.identity is None and self.memory.active is not None else None
 
 
 def was_brought(state: State) -> bool:

@@ -456,12 +456,13 @@ def memory_recalled(state: State, event: MemoryRecalled, now: datetime, _rng: ra
     read, ours = event.memory, state.memory
     if state.doubt is not None:
         return state, NOTHING
-    both = read if read.marks and not ours.marks else streams.united(ours, read)
+    known = bool(read.marks or read.instance_id)  # else it is gone by now
+    both = read if known and not ours.marks and not ours.floors else streams.united(ours, read)
     name = ours.instance_id or read.instance_id
     memory = replace(both, instance_id=name, boot_id=ours.boot_id, firmware=ours.firmware)
     stays = state.bundle is not None and memory.active == ours.active
     if state.bundle is not None and not stays:
-        state = _purged(state, now)
+        state = replace(_purged(state, now), resuming=state.resuming)  # of what is opened now
     return changed(_machines_kept(replace(state, memory=memory), now)), NOTHING if stays else APPLIED
 
 

@@ -268,6 +268,7 @@ class Life:
 
     async def close(self) -> None:
         await self.restorer.recalling
+        self.restorer.copying.cancel()
         await self.controller.durable.last(10)
         await self.prepared.close()
         if (lock := self.prepared.state._lock) is not None:

@@ -6,6 +6,7 @@ The parts that begin are wired as the daemon does (:mod:`tests.unit.daemon.life`
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent import bundle
@@ -21,19 +23,21 @@ from agent.bundle.short_key import signer_word
 from agent.core.model import Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.timekeeping import Witness
-from agent.daemon import grace
+from agent.daemon import grace, remembered
 from agent.daemon.configured import Configured
 from agent.daemon.publish import Publisher
 from agent.daemon.ready import Readiness
 from agent.daemon.reload import Reloader
-from agent.host import systemd
+from agent.host import state, systemd
 from agent.host.clock import SystemClock
+from agent.host.files import read_plain
 from agent.identity import standing
 from agent.wire.signers import line
 from tests.fakes import net
 from tests.fakes.aws_kms import FakeAwsKms, KmsKey
 from tests.fakes.clock import FakeClock
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.refusing import Refused
 from tests.fakes.served import Fault
 from tests.fakes.silent_files import SilentFile
 from tests.system.harness import AUDIENCE, ISSUER, merged
@@ -149,6 +153,7 @@ class World:
         """A process, from its start to its end: what begins at the start, and the loop."""
         async with self.machines.start(self.configuration, clock=self.clock) as life:
             reloader = _reloader(life, self.machines.before.root / "etc" / "next.toml")
+            life.store.watch(lambda: self.look(life))  # as those are told who answer workers
             life.restorer.audience = lambda: reloader.settings.identity.audience
             tasks = [
                 asyncio.create_task(life.controller.run()),
@@ -173,7 +178,7 @@ class World:
         """The source was looked at, what it brought was evaluated, and then a long time has passed."""
         controller = life.controller
         await self.until(lambda: controller.source_state["bundle"] != "starting")
-        if not (self.by_user_data or self.silent):
+        if not (self.by_user_data or self.silent) and self.file.exists():
             await self.until(lambda: controller.intake.waiting or life.in_force())
         self.clock.fake.move(LONG_SECONDS)
         await self.until(lambda: controller.last_step >= self.clock.boottime() - 1.0)
@@ -343,6 +348,54 @@ class KeyAway(Reason):
 
 class SignerAway(KeyAway):
     name = "sender.jwk"
+
+
+class CopyRefused(KeyAway):
+    """The system refuses to read the sealed copy, and no source has the bundle any more."""
+
+    number = errno.EIO
+
+    @property
+    def _path(self) -> Path:
+        return self.world.file
+
+    def begin(self) -> None:
+        super().begin()
+        self._disk = Refused(self.number, "bundle-*.jose", read_plain)
+        patch = pytest.MonkeyPatch()
+        self.world.stack.callback(patch.undo)
+        patch.setattr(state, "read_plain", self._disk)
+        patch.setattr(remembered, "AGAIN_SECONDS", (0.0, 0.0))
+
+    def end(self) -> None:
+        self._disk.refuses = False
+
+
+class CopyUndescribed(CopyRefused):
+    number = errno.EMFILE
+
+
+class CopyForbidden(CopyRefused):
+    number = errno.EACCES
+
+
+class CopyAndKey(CopyRefused):
+    """Nor is the key there that opens it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._key = KeyAway(world)
+
+    def begin(self) -> None:
+        super().begin()
+        self._key.begin()
+
+    def end(self) -> None:
+        super().end()
+        self._key.end()
+
+
+COPIES = (CopyRefused, CopyUndescribed, CopyForbidden, CopyAndKey)
 
 
 class Disputed(Reason):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from agent import keys
 from agent.bundle import OpeningKey, Trust
@@ -26,6 +27,7 @@ from agent.daemon.handover import Handover
 from agent.host import files
 from agent.host.clock import SystemClock
 from agent.host.files import read_plain
+from agent.host.state import closed_memory
 from agent.host.systemd import NEXT, Passed
 from agent.identity.events import Remnant, Waiting
 from tests.fakes.clock import START
@@ -76,6 +78,22 @@ class TestWhichMemory:
         """A full disk, or one that lost its memory, forgets nothing that the process before knew."""
         ours = left(sealed=handover.encoded(b"ours"))
         assert handover.reconcile(ours, disk, b"disk") == (ours.memory, b"ours")
+
+    @pytest.mark.parametrize(
+        ("disk", "counts"),
+        [(memory(("team", 2)), True), (Memory("i-1"), True), (Memory(), False)],
+        ids=["which had a bundle", "which had none", "lost"],
+    )
+    def test_what_stood_for_a_memory_ends_once_that_is_read(self, disk: Memory, *, counts: bool) -> None:
+        """It closed each cloud, as long as nothing was known. A memory that says nothing is no proof of that."""
+        closed = replace(closed_memory(""), instance_id="i-1")
+        found, _ = handover.reconcile(left(closed), disk, None)
+        assert found == (disk if counts else closed)
+        since = replace(closed, marks=(Mark("cp", "other", 1, "b" * 64),))
+        assert handover.reconcile(left(since), disk, None)[0].decided == closed.decided
+        # Something came since, of a stream that was forgotten: no stand-in any more.
+        forgotten = replace(closed, floors={"cp": START})
+        assert handover.reconcile(left(forgotten), disk, None)[0].floors == {"cp": START}
 
     def test_an_unknown_name_is_no_other(self) -> None:
         """Whose name was not learned is not another machine: on either side."""

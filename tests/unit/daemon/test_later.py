@@ -143,3 +143,32 @@ def test_what_could_not_be_read_at_the_start_is_kept_beside_what_is_written(
             assert bundle is None or active is None or hashlib.sha256(bundle).hexdigest() == active.digest
 
     asyncio.run(scenario())
+
+
+def test_what_is_read_after_all_is_told_once_it_counts_and_once(tmp_path: Path) -> None:
+    """The disk can be read and takes nothing: each attempt to write reads it again, and nobody hears it again."""
+    told, answers = list[Memory](), iter((False, True))
+
+    class Full(StateDirectory):
+        async def save(self, memory: Memory, sealed: bytes | None) -> None:
+            del memory, sealed
+            raise HostError("no space")
+
+    def recalled(memory: Memory, _sealed: bytes | None) -> bool:
+        told.append(memory)
+        return next(answers)
+
+    async def scenario() -> None:
+        before = Memory("i-1", (KNOWN,), active=KNOWN)
+        await StateDirectory(tmp_path).save(before, b"two")
+
+        async def read() -> Read:
+            return Read(closed_memory(""), None, write=True, broken=True, boot="", unread=True)
+
+        recorder = Later(Full(tmp_path), asyncio.create_task(read()), recalled)
+        for _ in range(4):
+            with pytest.raises(HostError):
+                await recorder.save(Memory("i-1", (mark("team", 3),)), None)
+        assert told == [before, before]
+
+    asyncio.run(scenario())

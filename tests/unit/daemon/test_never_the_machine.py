@@ -17,6 +17,7 @@ from agent.host import patience
 from tests.system.harness import merged, toml
 from tests.unit.daemon.life import READY_SECONDS, Life, patient
 from tests.unit.daemon.reasons import (
+    COPIES,
     REASONS,
     SUCCESSORS,
     DisputedLease,
@@ -68,7 +69,7 @@ def test_a_first_bundle_is_waited_for(
 
 
 @pytest.mark.parametrize("successor", [restarted, stopped, rebooted])
-@pytest.mark.parametrize("reason", [*REASONS, DisputedLease])
+@pytest.mark.parametrize("reason", [*REASONS, DisputedLease, *COPIES])
 def test_what_was_in_force_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:

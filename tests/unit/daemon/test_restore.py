@@ -26,6 +26,7 @@ from agent.host.files import read_plain
 from agent.host.state import Lived, StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.refusing import Refused
 from tests.fakes.served import Fault
 from tests.system.harness import AUDIENCE, ISSUER
 from tests.unit.daemon.life import BOOT, OTHER_BOOT, OTHER_UUID, Life, Machines, patient, sealed_for
@@ -138,19 +139,6 @@ class TestOurs:
         play(tmp_path, scenario)
 
 
-class Refused:
-    """Reads as the host does, but for the memory, which the system refuses with a number, as long as that is so."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.refuses = True
-
-    def __call__(self, path: Path, most: int) -> bytes:
-        if path.name == state.MEMORY_FILE and self.refuses:
-            raise OSError(self.number, os.strerror(self.number))
-        return read_plain(path, most)
-
-
 class TestABrokenMemory:
     @pytest.mark.parametrize("on_expiry", ["deny", "fallback"])
     def test_it_is_replaced_by_one_that_allows_nothing(self, tmp_path: Path, on_expiry: str) -> None:
@@ -240,7 +228,7 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         """Nothing was accepted since: what lies there, readable by now or not, is what the next start has."""
-        failing = Refused(number)
+        failing = Refused(number, state.MEMORY_FILE, read_plain)
 
         async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
             await machines.live("aws:i-1")
@@ -266,7 +254,7 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, decided: bool
     ) -> None:
         """After it was mended a restart closes no more than a stop and a start would: what no bundle ever decided is open."""
-        failing = Refused(errno.EACCES)
+        failing = Refused(errno.EACCES, state.MEMORY_FILE, read_plain)
 
         async def scenario(machines: Machines) -> None:
             if decided:
@@ -290,7 +278,7 @@ class TestABrokenMemory:
 
     def test_who_could_not_read_it_does_not_vouch_for_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing of the original's is in force in a clone, whose metadata service is silent over a restart as well."""
-        failing = Refused(errno.EACCES)
+        failing = Refused(errno.EACCES, state.MEMORY_FILE, read_plain)
 
         async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
             await machines.live("aws:i-1")
@@ -317,7 +305,7 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int, outcomes: set[str], left: int
     ) -> None:
         """It can be read by now: an old bundle is refused, and what was in force comes back without another start."""
-        failing, seen = Refused(errno.EIO), set[int | None]()
+        failing, seen = Refused(errno.EIO, state.MEMORY_FILE, read_plain), set[int | None]()
 
         async def scenario(machines: Machines) -> None:
             await machines.live(OURS, seq=2)
@@ -349,7 +337,7 @@ class TestABrokenMemory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: int
     ) -> None:
         """What could be read by then says that all was withdrawn: only a later bundle is accepted, and no round fails."""
-        failing = Refused(errno.EACCES)
+        failing = Refused(errno.EACCES, state.MEMORY_FILE, read_plain)
 
         async def scenario(machines: Machines) -> None:
             await machines.live(OURS, seq=2)

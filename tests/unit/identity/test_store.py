@@ -244,6 +244,18 @@ class TestRecall:
         s.recall(Memory())
         assert s.memory == self.CLOSED
 
+    def test_one_that_knows_of_no_bundle_closes_nothing(self) -> None:
+        """Nothing was ever accepted on this machine, and it can say so: what stood for that has had its time."""
+        s = store(self.CLOSED)
+        assert s.recall(Memory("i-1"))
+        assert s.memory == Memory("i-1", boot_id="now")
+
+    def test_what_came_meanwhile_of_a_stream_that_was_forgotten_counts(self) -> None:
+        """Nothing that is older is taken, though no number of that stream is known any more."""
+        s = store(replace(self.CLOSED, floors={"cp": START}))
+        s.recall(self.KNOWN)
+        assert s.memory.floors["cp"] == START
+
     @pytest.mark.parametrize("doubted", [False, True])
     def test_what_is_in_force_or_in_doubt_is_left_alone(self, doubted: bool) -> None:
         """What was handed over is in force by its own numbers; in doubt nothing says whose either is."""
