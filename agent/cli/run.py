@@ -46,12 +46,13 @@ def run(path: Path) -> None:
 
     from agent import log
     from agent.daemon import Configured, Daemon, ServerChild, ServerUnit
-    from agent.host import seccomp, systemd
+    from agent.host import memory, seccomp, systemd
     from agent.host.threads import KEPT_THREADS, Threads
 
     child = ServerUnit(other) if isinstance(other, str) else ServerChild(*other)
-    # Before there is a second thread, which would keep the right to execute.
+    # Before there is a second thread, which would keep the right to execute, and may load something.
     seccomp.give_up_execution()
+    memory.note_loaded()
     KEPT_THREADS.begin()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.
     log.take_over(os.environ)

@@ -20,6 +20,7 @@ import time
 from functools import partial
 from typing import Final, Protocol
 
+from agent.host import memory
 from agent.server import words, work
 from agent.server.forked import Forked, Said, fork, write
 
@@ -257,6 +258,7 @@ class Crew:
             for one in self._servers.values():
                 if one is not server:
                     one.end(GRACE_SECONDS)
+            memory.forget_clean()  # not sooner: workers wait for a server, and nobody waits for us now
         if server.pid != self._answers:
             return  # it was one of a controller before that has taken over
         self._must_by = None

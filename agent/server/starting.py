@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host import confine, deferring, descriptors, memory, seccomp, signals, slices, systemd
+from agent.host import confine, deferring, descriptors, seccomp, signals, slices, systemd
 from agent.server.controllers import ControllerSocket
 from agent.server.forked import write
 from agent.server.master import Master, addresses_of
@@ -88,7 +88,6 @@ def _give_up() -> None:
         write(b"the system calls of this machine are not known: servers have no filter of their own, but the unit's\n")
     systemd.harden()
     gc.freeze()  # what is here now is never looked at again, so that its pages stay shared
-    memory.forget_text()
 
 
 def _owner(listening: socket.socket) -> int:

@@ -86,6 +86,22 @@ def test_no_process_holds_a_library_that_the_standard_one_replaces(begin: str) -
     assert done.stdout.split() == ["True", "False"]
 
 
+def test_what_is_loaded_is_noted_while_there_is_one_thread() -> None:
+    """The start's pages of libraries can be given back only of those that nobody else may still be loading."""
+    code = (
+        "import subprocess, sys, threading\n"
+        "from agent.host import memory\n"
+        "def refuse(*_, **__):\n"
+        "    raise OSError\n"
+        "subprocess.Popen = refuse\n"
+        "memory.note_loaded = lambda: print(threading.active_count(), 'agent.daemon' in sys.modules, flush=True)\n"
+        "from agent.cli import main\n"
+        "main(['run', '--config', '/nonexistent/config.toml'])\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "True"], done.stderr
+
+
 def test_what_answers_workers_is_begun_first() -> None:
     """Before the agent loads what takes long it has begun the other process, which loads what that needs meanwhile."""
     code = (

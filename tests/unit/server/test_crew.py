@@ -224,6 +224,14 @@ ours.send(words.STOP)
 assert sorted([hear(), hear()]) == sorted([(words.ENDED, first), (words.ENDED, other)])
 end()
 """,
+    "what only the start needed is forgotten when nobody waits": """
+done, forking = [], os.fork
+os.fork = lambda: (done.append("fork"), forking())[1]
+crew.memory.forget_clean = lambda: done.append("forget")
+begin(), second()
+assert done == ["fork", "forget", "fork"], done
+end()
+""",
     "a controller that knows of none that stands by": """
 first = begin(words.LISTEN)
 os.kill(first, signal.SIGKILL)
