@@ -464,7 +464,6 @@ ASKED_AGAIN = {
     "controller/tasks.py:spawn": "a flight that ends without a word is begun anew by the state machine, or is awaited",
     "daemon/audit.py:_put_down": "the lines are kept, and written with the next",
     "daemon/grace.py:keep": "it is written again with the next change",
-    "daemon/master_connection.py:_link": "whose link broke off is ended, and has a successor",
     "daemon/publish.py:changed": "what is behind is seen at the next look",
     "daemon/remembered.py:begin": "the restoring waits for it, and the history",
     "daemon/servers.py:_begin": "the server that asked hears that it failed, or waits for its own time",

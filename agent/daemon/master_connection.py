@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
-import structlog
-
+from agent.controller.seldom import Seldom
 from agent.core.errors import HostError, SnapshotError
+from agent.daemon import cut_off
 from agent.daemon.begun import Begun
+from agent.daemon.link_transport import CLOSING, MOST_DESCRIPTORS, let_go
 from agent.daemon.servers import Servers
 from agent.host.emptiable import Emptiable
 from agent.server import words
@@ -36,6 +38,7 @@ class MasterConnection:
         control: our end; it is closed with this.
         ended: called once, when the master has ended or is not heard any more.
         failing: called when its servers end as soon as they are begun, with how many have.
+        seldom: bounds what is logged of this and of every master before it; ``None``: of this one alone.
 
     Attributes:
         addresses: of the workers' sockets, once it has said them; a child says none.
@@ -49,25 +52,28 @@ class MasterConnection:
     """
 
     def __init__(
-        self, control: socket.socket, *, ended: Callable[[], None], failing: Callable[[int], None] = lambda _count: None
+        self,
+        control: socket.socket,
+        *,
+        ended: Callable[[], None],
+        failing: Callable[[int], None] = lambda _count: None,
+        seldom: Seldom | None = None,
     ) -> None:
         self.addresses: tuple[str, ...] | None = None
         self.room: int | None = None
         self._begun = Begun()
         self.introduced = asyncio.Event()
         self._control = control
-        self._ended = ended
-        self._failing = failing
+        self._ended, self._failing = ended, failing
+        self._seldom = Seldom(time.monotonic) if seldom is None else seldom
         self._servers: Servers | None = None
         self.given: list[Emptiable] = []
         self.gave = self._had = 0
-        self._open = True
-        self.owes = False
+        self._open, self.owes = True, False
         self._lacks = False  # whether it has not got the newest's file, which there is
         self._ends: set[int] = set()  # whose end is yet to be asked for
         self._again: asyncio.TimerHandle | None = None
         self._linked: Callable[[], None] = lambda: None
-        self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(control.fileno(), self._hear)
 
@@ -168,9 +174,10 @@ class MasterConnection:
     def _hear(self) -> None:
         files: list[int] = []
         try:
-            said, files, flags, _ = socket.recv_fds(self._control, words.MOST_BYTES, 1)
+            # Whatever comes along is taken: what is not is let go of by the kernel, here, which may take long.
+            said, files, flags, _ = socket.recv_fds(self._control, words.MOST_BYTES, MOST_DESCRIPTORS)
             if said:
-                cut = flags & socket.MSG_TRUNC or (files and flags & socket.MSG_CTRUNC)
+                cut = flags & socket.MSG_TRUNC or len(files) > 1 or (files and flags & socket.MSG_CTRUNC)
                 heard = words.read(b"" if cut else said)
                 if flags & socket.MSG_CTRUNC:
                     self._do_without(heard)
@@ -180,14 +187,14 @@ class MasterConnection:
         except BlockingIOError:
             return
         except SnapshotError as error:
-            structlog.get_logger().error("server.cut_off", why=error.message)
+            cut_off.tell(self._seldom, error.message)
         except ConnectionError:
             pass
         except OSError:
             return  # no memory for it just now: it is there yet
         finally:
             for one in files:
-                os.close(one)
+                CLOSING.close(one)
         self._end_of_it()
 
     def _heed(self, said: words.Said, files: list[int]) -> None:
@@ -250,17 +257,11 @@ class MasterConnection:
         self._changed()
 
     def _link(self, word: bytes, pid: int, sock: socket.socket, servers: Servers) -> None:
-        if self._begun.link(word, pid):
-            self._linked()
-        protocol = partial(servers.protocol, partial(self.end, pid), pid, partial(self._begun.stands_by, pid))
-        linking = self._loop.create_unix_connection(protocol, sock=sock)
-        task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._linked_or_not, pid))
-
-    def _linked_or_not(self, pid: int, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        try:
+            if self._begun.link(word, pid):
+                self._linked()
+            servers.link(sock, partial(self.end, pid), pid, partial(self._begun.stands_by, pid))
+        except Exception:  # noqa: BLE001 - of this server alone
             self._loop.call_later(UNLINKED_SECONDS, self.end, pid)  # it hears nothing, and would answer on
 
     @property
@@ -288,11 +289,11 @@ class MasterConnection:
             self._again.cancel()
         with contextlib.suppress(OSError, ValueError):
             self._loop.remove_reader(self._control.fileno())
-        self._control.close()
+        let_go(self._control)  # with what it has handed over, and nobody has taken
 
 
 def _stream(files: list[int]) -> socket.socket:
-    """The link that came along; it is taken out of ``files``.
+    """The link that came along; it is taken out of ``files``. What is none stays there.
 
     Raises:
         SnapshotError: it is something else.
@@ -301,8 +302,8 @@ def _stream(files: list[int]) -> socket.socket:
         found = socket.socket(fileno=files[0])
     except OSError:
         raise SnapshotError("expected a link, got a file that is no socket") from None
-    files.clear()
     if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-        found.close()
+        found.detach()
         raise SnapshotError("expected a link, got another socket")
+    files.clear()
     return found

@@ -1,4 +1,4 @@
-"""Large answers to a server go out one after the other, each when it has taken what it was told before.
+"""What a server is told. Large answers go out one after the other, each when it has taken what it was told before.
 
 Long polls end together when what they wait for changes. Written at once, their answers were more than any server may
 leave unread, and it was cut off; what it must be told in time, a withdrawal above all, stood behind them.
@@ -8,30 +8,53 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
-
-import structlog
 
 from agent.serve.proxy import LARGE_BYTES
-from agent.snapshot.messages import Passed
-
-MOST_HELD_BYTES: Final = 256 << 20
-"""Of answers that wait for their turn. More than an honest server's long polls bring at once, less than we may have."""
+from agent.snapshot.frames import frame_of
+from agent.snapshot.messages import ControllerSays, Passed
 
 
 class Paced(asyncio.Protocol):
     """A connection to a server, of which the transport says whether what was written is taken.
 
     Args:
-        cut_off: ends the connection, when it asks on and takes nothing.
+        more: told whenever more waits than before.
+
+    Attributes:
+        is_cut_off: whether it is to be ended, and is told and heard no more.
     """
 
-    def __init__(self, cut_off: Callable[[], None]) -> None:
-        self._too_much = cut_off
-        self._held = 0  # bytes
+    def __init__(self, more: Callable[[], None]) -> None:
+        self._more = more
+        self._transport: asyncio.Transport | None = None
+        self.is_cut_off = False
+        self._held = 0  # bytes of answers that wait for their turn
         self._taken = asyncio.Event()
         self._taken.set()
         self._turn = asyncio.Lock()
+
+    def say(self, message: ControllerSays) -> None:
+        """Send a message."""
+        self.tell(frame_of(message))
+
+    def tell(self, frame: bytes) -> None:
+        """Send what is the frame of a message, or of a snapshot."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self.is_cut_off:
+            return
+        transport.write(frame)
+        if transport.get_write_buffer_size():
+            self._more()
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of what it was told and has not read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """All that we hold for it: that, and answers that wait for their turn."""
+        return self._held + self.unread_bytes
 
     def pause_writing(self) -> None:
         """See :class:`asyncio.BaseProtocol`."""
@@ -46,9 +69,7 @@ class Paced(asyncio.Protocol):
         if len(answer.body) > LARGE_BYTES:
             self._held += len(answer.body)
             try:
-                if self._held > MOST_HELD_BYTES:
-                    structlog.get_logger().error("server.cut_off", why="it does not read what it is told")
-                    self._too_much()
+                self._more()
                 async with self._turn:
                     await self._taken.wait()
             finally:

@@ -12,25 +12,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 import structlog
 
+from agent.controller.seldom import Seldom
 from agent.core.bucket import Bucket
 from agent.core.errors import AgentError, Denied, SnapshotError
 from agent.core.model import GoogleToken, IdToken
 from agent.core.served import Reason, Serving
+from agent.daemon import cut_off
 from agent.daemon.begins import Begins, Nobody
+from agent.daemon.link_transport import LinkTransport
 from agent.daemon.pace import Paced
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.host import ticks
-from agent.host.unread import Unread
 from agent.serve.handling import Access
 from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED, PER_SECOND
-from agent.snapshot.frames import frame_of, frame_of_snapshot, from_server
+from agent.snapshot.frames import frame_of_snapshot, from_server
 from agent.snapshot.messages import (
     ControllerSays,
     Counts,
@@ -58,6 +61,9 @@ ANSWERED_SECONDS: Final = 5.0
 """A server that does not answer within so long, twice, one time after the other, is stuck."""
 MOST_UNREAD_BYTES: Final = 64 << 20
 """Of what a server was told and has not read: above, it is cut off."""
+MOST_WAITING_BYTES: Final = 256 << 20
+"""Of that and of answers that wait for their turn, of all together: above, whoever has most is cut off. The unit may
+have twice as much."""
 MOST_UNDER_WAY: Final = 512
 """Questions of one server at once: all passes, polls and mints that an honest one has, and more."""
 _LOGGED_PER_MINUTE: Final = 20
@@ -95,6 +101,7 @@ class Servers:
         self.passing = passing()
         self.mints = Bucket(PER_SECOND, BURST_ASKED)
         self.minting = 0
+        self.seldom = Seldom(clock)
         self.logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
         self.id_token = id_token
         self.access_token = access_token
@@ -106,17 +113,25 @@ class Servers:
         self._changed = asyncio.Event()
         self._is_doubtful = False  # whether somebody may serve what was withdrawn: said once, not at each change
 
-    def protocol(
-        self, end: Callable[[], None] = lambda: None, pid: int = 0, stands_by: Callable[[], bool] = lambda: False
-    ) -> Server:
-        """The factory of connections.
+    def link(
+        self,
+        sock: socket.socket,
+        end: Callable[[], None] = lambda: None,
+        pid: int = 0,
+        stands_by: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Have a server hear and be heard.
 
         Args:
+            sock: our end of the link to it, from here on ours.
             end: ends the process at the other end, when it does not do what it is told.
             pid: of that process, as whoever began it says; 0: this one.
             stands_by: whether it answers nobody yet.
+
+        Raises:
+            OSError: the kernel has no room to watch it.
         """
-        return Server(self, end, pid, stands_by)
+        LinkTransport(sock, Server(self, end, pid, stands_by)).begin()
 
     def begun_by(self, begins: Begins) -> None:
         """Say what begins them."""
@@ -136,8 +151,18 @@ class Servers:
     def publish(self, data: bytes) -> None:
         """Tell all of them what is served now."""
         self._begins.give(data)
+        frame = frame_of_snapshot(data)
         for server in list(self._connected):
-            server.tell_snapshot(data)
+            server.tell(frame)
+
+    def bound(self) -> None:
+        """See to it that all of them together do not have us hold too much."""
+        there = [one for one in self._connected if not one.is_cut_off]
+        most = max(there, key=lambda one: one.waiting_bytes, default=None)
+        if most is not None and (
+            most.unread_bytes > MOST_UNREAD_BYTES or sum(one.waiting_bytes for one in there) > MOST_WAITING_BYTES
+        ):
+            most.refuse("it does not read what it is told")
 
     async def taken(self, seconds: float = TAKEN_SECONDS) -> bool:
         """Wait until every server serves what was told last, or has ended. One that does not in time is ended.
@@ -157,8 +182,7 @@ class Servers:
                     await self._next_change()
         except TimeoutError:
             for server in [one for one in self._connected if one.taken < version]:
-                structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
-                server.cut_off()
+                server.refuse("it does not take what it is told")
             for pid in self._unheard:
                 self._begins.end(pid)
             # Ending it is another process's work: until that is done it may go on, and serve what it was told before.
@@ -209,8 +233,7 @@ class Servers:
                 # Once more: this process may have stood still itself, and not have read what was answered.
                 silent &= await self.counted(ANSWERED_SECONDS)
             for server in silent:
-                structlog.get_logger().error("server.cut_off", why="it does not answer")
-                server.cut_off()
+                server.refuse("it does not answer")
             await asyncio.sleep(ticks.left(asyncio.get_running_loop().time(), ASKED_EVERY_SECONDS))
 
     async def _next_change(self) -> None:
@@ -224,7 +247,7 @@ class Servers:
     def opened(self, server: Server) -> None:
         """A server is there: it is told what is served."""
         self._connected[server] = None
-        server.tell_snapshot(self.latest())
+        server.tell(frame_of_snapshot(self.latest()))
         self.changed()
 
     def ended(self, server: Server) -> None:
@@ -254,23 +277,14 @@ class Server(Paced):
         stands_by: tells whether it answers nobody, until the one that does has ended.
     """
 
-    def __init__(
-        self,
-        servers: Servers,
-        end: Callable[[], None],
-        pid: int = 0,
-        stands_by: Callable[[], bool] = lambda: False,
-    ) -> None:
-        super().__init__(self.cut_off)
+    def __init__(self, servers: Servers, end: Callable[[], None], pid: int, stands_by: Callable[[], bool]) -> None:
+        super().__init__(servers.bound)
         self._servers = servers
-        self._is_cut_off = False
         self._end = end
         self.pid = pid or os.getpid()
         self.stands_by = stands_by
         self.began = servers.clock()
         self._frames = from_server()
-        self._transport: asyncio.Transport | None = None
-        self._unread = Unread()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.taken = -1
         self.counted = 0
@@ -281,59 +295,43 @@ class Server(Paced):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See :class:`asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
-        self._unread.begin(transport)
         self._servers.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """See :class:`asyncio.Protocol`."""
-        if self._is_cut_off:
+        if self.is_cut_off:
             return
         try:
             for said in self._frames.feed(data):
                 assert not isinstance(said, bytes)
                 self._hear(said)
         except SnapshotError as error:
-            structlog.get_logger().error("server.cut_off", why=error.message)
-            self.cut_off()
+            self.refuse(error.message)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.Protocol`."""
         self._transport = None
-        try:
-            self.data_received(self._unread.last())  # it may have ended before it was told anything
-        finally:  # else every acknowledgement would wait for it
-            for task in self._tasks.values():
-                task.cancel()
-            self._servers.ended(self)
-
-    # -- what it is told ---------------------------------------------------------------------------------------------
-
-    def tell_snapshot(self, data: bytes) -> None:
-        """Tell it what is served now."""
-        self._write(frame_of_snapshot(data))
-
-    def say(self, message: ControllerSays) -> None:
-        """Send any other message."""
-        self._write(frame_of(message))
-
-    def _write(self, frame: bytes) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing() or self._is_cut_off:
-            return
-        transport.write(frame)
-        if transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
-            structlog.get_logger().error("server.cut_off", why="it does not read what it is told")
-            self.cut_off()
+        if isinstance(exc, SnapshotError):
+            cut_off.tell(self._servers.seldom, exc.message)
+        for task in self._tasks.values():
+            task.cancel()
+        self._servers.ended(self)
 
     def is_silent(self, counted: int) -> bool:
         """Whether it has said nothing since it had said all its numbers so often, and still may."""
-        return self.counted == counted and not self._is_cut_off
+        return self.counted == counted and not self.is_cut_off
+
+    def refuse(self, why: str) -> None:
+        """Say why, and end it."""
+        if not self.is_cut_off:
+            cut_off.tell(self._servers.seldom, why)
+            self.cut_off()
 
     def cut_off(self) -> None:
         """End it: it may still serve what it was told before. Its end of the connection tells when it has ended."""
-        if self._is_cut_off:
+        if self.is_cut_off:
             return
-        self._is_cut_off = True
+        self.is_cut_off = True
         self._end()
         for task in self._tasks.values():
             task.cancel()
@@ -345,7 +343,6 @@ class Server(Paced):
         """End the connection."""
         if self._transport is not None:
             self._transport.abort()
-        self._unread.close()
         self._servers.ended(self)
 
     # -- what it says ------------------------------------------------------------------------------------------------

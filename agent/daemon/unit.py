@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from agent.controller.seldom import Seldom
 from agent.daemon.begins import Away, Nobody
 from agent.daemon.child import FAILING_HINT, TOLD_AGAIN_SECONDS, Again, ServerChild
 from agent.daemon.master_connection import MasterConnection
@@ -65,6 +66,9 @@ class ServerUnit:
         self._addresses: tuple[str, ...] = ()
         self._former: list[Emptiable] = []  # what masters before were given
         self._told_failing = float("-inf")
+        self._seldom = Seldom(
+            time.monotonic
+        )  # of all masters: one that was taken over begins anew as often as it likes
 
     async def addresses(self, otherwise: Sequence[str]) -> list[str]:
         """Connect, and learn where it answers.
@@ -119,7 +123,8 @@ class ServerUnit:
                 failed += 1
                 continue
             failed, self._master, self._addresses = 0, master, master.addresses or ()
-            structlog.get_logger().info("server.connected", http=list(self._addresses))
+            if (unsaid := self._seldom.unsaid("server.connected")) is not None:
+                structlog.get_logger().info("server.connected", http=list(self._addresses), unsaid=unsaid)
             self._first.set()
             since = loop.time()
             self._begins(master)
@@ -139,7 +144,8 @@ class ServerUnit:
         if self._servers is not None:
             self._servers.begun_by(Away(self._former))
             self._servers.close()  # one that lives on gets a new link from whichever master it has
-        structlog.get_logger().warning("server.disconnected", hint=_HINT)
+        if (unsaid := self._seldom.unsaid("server.disconnected")) is not None:
+            structlog.get_logger().warning("server.disconnected", hint=_HINT, unsaid=unsaid)
 
     async def _connect(self) -> MasterConnection | None:
         """A connection to a master that has said who it has; ``None``: there is none just now."""
@@ -170,7 +176,7 @@ class ServerUnit:
             with contextlib.suppress(OSError):  # without one we are told less
                 control.bind(words.NAME + words.READS_SECONDS + secrets.token_hex(8).encode())
             control.connect(self._path)
-            return MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
+            return MasterConnection(control, ended=self._lost.set, failing=self._is_failing, seldom=self._seldom)
         except OSError:
             control.close()
             return None

@@ -155,7 +155,7 @@ class Workers:
     async def _connect(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
         ours, its = await _pair()
-        await loop.create_unix_connection(partial(self._servers.protocol, partial(self._catch_up, link)), sock=ours)
+        self._servers.link(ours, partial(self._catch_up, link))
         await loop.create_unix_connection(link.protocol, sock=its)
 
     def _catch_up(self, link: Link) -> None:

@@ -50,7 +50,7 @@ class Closing:
         self._may_break_off = False
         self._given = 0  # by the loop alone
         self._closed = 0  # by the thread alone
-        self._watching = False
+        self._watching: asyncio.AbstractEventLoop | None = None  # the loop that does
 
     @property
     def crowded(self) -> bool:
@@ -78,13 +78,15 @@ class Closing:
             return
         self._given += 1
         self._queue.put(descriptor)
-        if not self._watching:
-            self._watching = True
-            asyncio.get_running_loop().call_later(_BREAK_OFF_SECONDS, self._watch)
+        loop = asyncio.get_running_loop()
+        if self._watching is not loop:
+            self._watching = loop
+            loop.call_later(_BREAK_OFF_SECONDS, self._watch)
 
     def _watch(self) -> None:
-        thread, self._watching = self._thread, self._given != self._closed
-        if not self._watching or thread is None:
+        thread = self._thread
+        if self._given == self._closed or thread is None:
+            self._watching = None
             return
         if self._may_break_off and thread.ident is not None:
             signal.pthread_kill(thread.ident, _SIGNAL)

@@ -188,7 +188,7 @@ async def linked(
     link = Link()
     ours, its = socket.socketpair()
     loop = asyncio.get_running_loop()
-    await loop.create_unix_connection(servers.protocol, sock=ours)
+    servers.link(ours)
     await loop.create_unix_connection(link.protocol, sock=its)
     await link.first()
     return link, servers

@@ -465,11 +465,10 @@ async def test_a_server_that_cannot_be_linked_is_ended(monkeypatch: pytest.Monke
     joined.begin()
     monkeypatch.setattr(master_connection, "UNLINKED_SECONDS", 0.0)
 
-    async def no_memory(_protocol: object, *, sock: socket.socket) -> NoReturn:
-        sock.close()
-        raise MemoryError
+    def no_memory(_descriptor: int, _ready: object) -> NoReturn:
+        raise OSError(errno.ENOMEM, "no memory")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", no_memory)
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", no_memory)
     with joined.link(7):
         while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
             pass

@@ -81,7 +81,7 @@ def controller(
 async def linked(servers: Servers) -> Link:
     """Another server of that controller's."""
     loop, link, (ours, its) = asyncio.get_running_loop(), Link(), socket.socketpair()
-    await loop.create_unix_connection(servers.protocol, sock=ours)
+    servers.link(ours)
     await loop.create_unix_connection(link.protocol, sock=its)
     await link.first()
     return link

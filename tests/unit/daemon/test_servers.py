@@ -18,7 +18,6 @@ from agent.core.errors import Denied, Transient, UpstreamError
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Absent
-from agent.daemon import pace
 from agent.daemon import servers as servers_module
 from agent.daemon import workers as workers_module
 from agent.daemon.passing import Passing
@@ -97,7 +96,7 @@ class Controller:
     async def raw(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A server that says what the test says."""
         ours, its = socket.socketpair()
-        await asyncio.get_running_loop().create_unix_connection(lambda: Server(self.servers, self._end), sock=ours)
+        self.servers.link(ours, self._end)
         reader, writer = await asyncio.open_unix_connection(sock=its)
         try:
             yield reader, writer
@@ -111,7 +110,7 @@ class Controller:
         link = Link()
         ours, its = socket.socketpair()
         loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: Server(self.servers, self._end), sock=ours)
+        self.servers.link(ours, self._end)
         await loop.create_unix_connection(link.protocol, sock=its)
         await link.first()
         try:
@@ -497,12 +496,11 @@ async def test_numbers_are_told_when_they_are_asked_for() -> None:
 async def test_last_words_are_heard_though_their_server_has_ended() -> None:
     """It was linked, told its numbers and ended before this process had its turn, so that nothing can be told to it."""
     controller = Controller()
-    loop = asyncio.get_running_loop()
     ours, its = socket.socketpair()
     with its:
         its.sendall(frame_from_server(Counts(((200, 7),))))
         its.sendall(frame_from_server(Mint(1, "audience")))
-    await loop.create_unix_connection(controller.servers.protocol, sock=ours)
+    controller.servers.link(ours)
     await controller.servers.gone(60)
     assert not controller.servers.connected
     assert controller.requests.counts == {("worker", 200): 7}
@@ -512,7 +510,7 @@ async def test_last_words_are_heard_though_their_server_has_ended() -> None:
 @looped
 async def test_one_that_asks_on_and_reads_no_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits until it has taken the answer before is bounded in bytes, and not only as so many questions."""
-    monkeypatch.setattr(pace, "MOST_HELD_BYTES", 1 << 20)
+    monkeypatch.setattr(servers_module, "MOST_WAITING_BYTES", 1 << 20)
     controller = Controller()
     controller.real.always = answer(b"x" * (1 << 17))
     async with controller.raw() as (_, writer):
@@ -524,7 +522,7 @@ async def test_one_that_asks_on_and_reads_no_answer_is_cut_off(monkeypatch: pyte
 @looped
 async def test_one_that_reads_its_answers_goes_on_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has taken counts no more among what waits for it."""
-    monkeypatch.setattr(pace, "MOST_HELD_BYTES", 1 << 18)
+    monkeypatch.setattr(servers_module, "MOST_WAITING_BYTES", 1 << 18)
     controller = Controller()
     controller.real.always = answer(b"x" * (1 << 17))
     async with controller.raw() as (reader, writer):
@@ -568,7 +566,7 @@ async def test_last_words_that_cannot_be_heard_are_no_server_that_lives_on() -> 
     ours, its = socket.socketpair()
     with its:
         its.sendall(frame_from_server(Served()))
-    await loop.create_unix_connection(controller.servers.protocol, sock=ours)
+    controller.servers.link(ours)
     async with asyncio.timeout(60):
         await ended.wait()
     await controller.servers.gone(60)
