@@ -190,9 +190,10 @@ class Intake:
         return await asyncio.shield(self._begin(sealed))
 
     def _begin(self, sealed: SealedBundle) -> asyncio.Task[Ack]:
+        task = self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")  # first: it ends the waiting
         self.awaited.opens(sealed.origin)  # now: whoever asks next must not find that nothing is waited for
         self._wake()  # nor the end of the grace, which may come while it is being opened
-        return self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
+        return task
 
     async def _submit(self, sealed: SealedBundle) -> Ack:
         ack: Ack | None = None
@@ -353,7 +354,7 @@ class Intake:
             mine = self._durable.sealed if self._store.was_brought else None
             self._retries.forget(STATE)
             self._durable.reset(instance_id, boot_id, firmware)
-            self._resume(mine)
+            self._tasks.spawn(self.read(mine), name="resume")
         self._wake()  # the loop tells what changed
 
     def recall(self, memory: Memory, sealed: bytes | None, unread: str | None = None) -> bool:
@@ -374,7 +375,7 @@ class Intake:
             return not self._store.doubted  # beside what is in force it counts as well
         self._log.info("memory.recalled")
         if unread is None:
-            self._resume(sealed)
+            self._tasks.spawn(self.read(sealed), name="resume")
         return True
 
     async def read(self, sealed: bytes | None) -> None:
@@ -383,9 +384,6 @@ class Intake:
             self._resuming(None)
         await self.resume(sealed)
         self._wake()
-
-    def _resume(self, sealed: bytes | None) -> None:
-        self._tasks.spawn(self.read(sealed), name="resume")
 
     def _about_to_resume(self, active: Mark | None, sealed: bytes | None, unread: str | None) -> None:
         """Before it is known that it may be: in between nobody must be told that it is lost."""

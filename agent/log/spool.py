@@ -217,6 +217,7 @@ class Spool:
                     return self._otherwise(data.strip(b"\n"))  # the whole of it: nobody reads the beginning
                 self._cut |= len(left) < len(data)  # also of an earlier line, if nothing was taken since
                 return False
+            self._cut = True  # until the rest is taken, whatever breaks that off
             left = left[count:]
             with self._news:
                 self._moves += 1

@@ -64,10 +64,10 @@ class PushSource:
         await self._pushing.acquire()
         try:
             pushed = asyncio.create_task(self._push(data, self._submit), name="push")
+            pushed.add_done_callback(lambda _: self._pushing.release())
         except MemoryError:
             self._pushing.release()
             raise
-        pushed.add_done_callback(lambda _: self._pushing.release())
         # To its end whether or not the pusher waits.
         return await asyncio.shield(pushed)
 
