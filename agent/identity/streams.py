@@ -44,7 +44,9 @@ def knows(memory: Memory, mark: Mark) -> bool:
 def covers(memory: Memory, other: Memory) -> bool:
     """Whether ``memory`` refuses whatever ``other`` would refuse as played again."""
     floors = all(floor(memory, name) >= at for name, at in other.floors.items())
-    return floors and all(knows(memory, mark) for mark in other.marks)
+    # A stream that the other may have forgotten: its number may have been higher there.
+    forgotten = any(other.mark(*mark.stream) is None and knows(other, mark) for mark in memory.marks)
+    return floors and not forgotten and all(knows(memory, mark) for mark in other.marks)
 
 
 def united(one: Memory, other: Memory) -> Memory:

@@ -51,6 +51,16 @@ def test_whatever_either_refuses_both_refuse(one: Memory, other: Memory) -> None
     assert both.active is None or both.active in both.marks
 
 
+@settings(deadline=None, max_examples=400)
+@given(memories(), memories())
+def test_what_covers_knows_whatever_the_other_knows(one: Memory, other: Memory) -> None:
+    """Also of a stream that the other has forgotten, of which it may have had a higher number than this has."""
+    if streams.covers(one, other):
+        for seq in range(1, 7):
+            for name in ("xa", "xb", "ya", "yb"):
+                assert not streams.knows(other, mark(seq, *name)) or streams.knows(one, mark(seq, *name))
+
+
 def test_what_covers_refuses_all_of_the_other() -> None:
     """Each stream by its mark, or by the floor that it left; and every floor."""
     late, early = Memory(marks=(mark(2),)), Memory(marks=(mark(1),))
@@ -60,6 +70,7 @@ def test_what_covers_refuses_all_of_the_other() -> None:
     floored = Memory(floors={"a": START + 2 * MINUTE})
     assert streams.covers(floored, late)
     assert not streams.covers(late, floored)
+    assert not streams.covers(Memory(marks=early.marks, floors=floored.floors), floored)
     assert not streams.covers(Memory(floors={"b": START + 2 * MINUTE}), late)
     assert not streams.covers(floored, Memory(marks=(mark(3),)))
     assert not streams.covers(Memory(marks=(mark(3),), floors=floored.floors), Memory(marks=(mark(3), mark(3, "y"))))
