@@ -20,6 +20,9 @@ from agent.identity.store import Store
 
 READY_AFTER_SECONDS: Final = 10.0
 """After the grace. A unit that depends on us starts late rather than never: its jobs then see the outage."""
+LOOK_AGAIN_SECONDS: Final = 0.05
+LOOKS: Final = 20
+"""So often, and as far apart, somebody is looked for who answers, before it is told that nobody does."""
 STALE_LOOP_SECONDS: Final = 90.0
 """The controller's loop runs at least once a minute; one that has not for this long is stuck."""
 
@@ -42,6 +45,7 @@ class Readiness:
         self.told = False
         self._reloads = False  # whether one is under way that was announced
         self._again: asyncio.TimerHandle | None = None
+        self._status: asyncio.TimerHandle | None = None
         self.answers: Callable[[], bool] = lambda: True
         self._notifier = notifier
         self._clock = clock
@@ -59,9 +63,25 @@ class Readiness:
         return ("" if self.answers() else "nobody answers workers: they wait; ") + ", ".join(said)
 
     def tell_status(self) -> None:
-        """Tell the service manager whose identity is served."""
+        """Tell the service manager whose identity is served.
+
+        That nobody answers is told once it lasts, since what was published just now is yet to be taken; and then, when
+        somebody does again.
+        """
+        if self._status is not None:
+            self._status.cancel()
+            self._status = None
         if self._notifier.active:
+            self._tell_status(LOOKS if self.told else 0)
+
+    def _tell_status(self, looks: int) -> None:
+        answers = self.answers()
+        if answers or looks == 0:
             self._notifier.status(self.status_line())
+        self._status = None
+        if not answers:
+            pause = LOOK_AGAIN_SECONDS if looks > 0 else TELL_AGAIN_SECONDS
+            self._status = asyncio.get_running_loop().call_later(pause, self._tell_status, looks - 1)
 
     async def tell(
         self, seconds: float, settled: Callable[[], Awaitable[object]], may_settle: Callable[[], bool]

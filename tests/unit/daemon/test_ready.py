@@ -13,6 +13,7 @@ import pytest
 from agent.daemon import ready, workers
 from agent.daemon.ready import Readiness
 from agent.daemon.workers import Workers
+from agent.host import systemd
 from agent.snapshot.frames import frame_of
 from agent.snapshot.messages import Taken
 from tests.unit.controller.support import looped
@@ -69,6 +70,53 @@ def told(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Readines
 
 async def nothing() -> None:
     return
+
+
+class Lines(systemd.Notifier):
+    """Keeps what it is to tell of the status."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[str] = []
+
+    @property
+    def active(self) -> bool:
+        return True
+
+    def status(self, text: str) -> bool:
+        self.lines.append(text)
+        return True
+
+    async def are(self, *lines: str) -> None:
+        async with asyncio.timeout(10):
+            while len(self.lines) < len(lines):  # noqa: ASYNC110 - what tells it wakes nobody
+                await asyncio.sleep(AGAIN_SECONDS)
+        assert self.lines == list(lines)
+        self.lines.clear()
+
+
+@looped
+async def test_that_nobody_answers_is_told_once_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published just now is yet to be taken. Where that lasts it is told once, and who is served when it ends."""
+    monkeypatch.setattr(ready, "TELL_AGAIN_SECONDS", AGAIN_SECONDS)
+    monkeypatch.setattr(ready, "LOOK_AGAIN_SECONDS", AGAIN_SECONDS)
+    worker, lines, answering = Worker(tmp_path), Lines(), [True]
+    readiness = Readiness(lines, worker.clock, worker.store, worker.clock.now())
+    readiness.told, readiness.answers = True, lambda: bool(answering)
+    served = readiness.status_line()
+    assert "nobody" not in served
+
+    answering.clear()
+    readiness.tell_status()
+    answering.append(True)
+    await lines.are(served)
+
+    answering.clear()
+    readiness.tell_status()
+    readiness.tell_status()
+    await lines.are(f"nobody answers workers: they wait; {served}")
+    answering.append(True)
+    await lines.are(served)
 
 
 @looped
