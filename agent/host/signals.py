@@ -42,8 +42,13 @@ def interruptible() -> None:
 
 
 def last() -> None:
-    """The loop has done its work, and heeds no more: what asks for less than the end does not end the end."""
+    """The loop has done its work, and heeds no more: what asks for less than the end does not end the end.
+
+    What breaks off a close (:mod:`agent.serve.handed`) may not have come yet, and the interpreter, as it ends, sets
+    what it heeds to the default, which would end us by that signal.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT})
+    signal.signal(signal.SIGRTMIN, signal.SIG_IGN)
 
 
 def hear_of_children() -> None:
