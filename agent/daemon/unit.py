@@ -66,9 +66,8 @@ class ServerUnit:
         self._addresses: tuple[str, ...] = ()
         self._former: list[Emptiable] = []  # what masters before were given
         self._told_failing = float("-inf")
-        self._seldom = Seldom(
-            time.monotonic
-        )  # of all masters: one that was taken over begins anew as often as it likes
+        # Of all masters: one that was taken over begins anew as often as it likes.
+        self._seldom = Seldom(time.monotonic)
 
     async def addresses(self, otherwise: Sequence[str]) -> list[str]:
         """Connect, and learn where it answers.

@@ -51,14 +51,13 @@ _END: Final = b"\r\n\r\n"
 _MOST_AT_A_GLANCE: Final = 64
 """Requests. With more all are forgotten, and found the longer way."""
 _TOKEN_LENGTH: Final = 48
-_HOLES: Final = re.compile(
-    rb"\r\n(?:[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{48})|[Uu]ser-[Aa]gent: ([ -~]{1,512}))(?=\r\n)"
-)
+_TOKEN: Final = rb"[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{%d})" % _TOKEN_LENGTH
+_HOLES: Final = re.compile(rb"\r\n(?:" + _TOKEN + rb"|[Uu]ser-[Aa]gent: ([ -~]{1,512}))(?=\r\n)")
+_SHOWN: Final = re.compile(rb"\r\n" + _TOKEN + rb"\r\n")
 _TOKEN_NAME: Final = f"{names.EC2_TOKEN_HEADER}:".lower().encode()
 _ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
 _OURS: Final = names.USER_AGENT_PREFIX.encode()
 
-_SHOWN: Final = re.compile(rb"\r\n[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{48})\r\n")
 _NO_TOKEN: Final = -1
 
 Key = tuple[bool, bool, tuple[bytes, ...]]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
-from agent.core.model import Cloud, OnExpiry, SealedBundle
-from agent.daemon import copy, disk, handover, remembered
-from agent.daemon.leaving import handover_of
+from agent.core.model import Cloud, SealedBundle
+from agent.daemon import copy, disk, remembered
 from agent.host import state
 from agent.host.files import read_plain
 from agent.identity import standing
@@ -52,6 +53,14 @@ class Doubtful:
         look()
         life.store.watch(look)
 
+    @asynccontextmanager
+    async def begun(self, machines: Machines, settings: dict[str, Any]) -> AsyncIterator[Life]:
+        """One that is followed, after a stop: nothing was handed over."""
+        machines.stored.clear()
+        async with machines.start(settings, clock=self.clock) as life:
+            self.follow(life)
+            yield life
+
     async def until(self, come: Callable[[], object]) -> None:
         """Time passes for those who sleep."""
 
@@ -70,10 +79,8 @@ def test_one_that_is_gone_after_all_is_lost(tmp_path: Path, monkeypatch: pytest.
 
     async def scenario(machines: Machines) -> None:
         await machines.live(OURS)
-        machines.stored.clear()
         with structlog.testing.capture_logs() as logs:
-            async with machines.start({"identity": {"on_expiry": on_expiry}}, clock=world.clock) as life:
-                world.follow(life)
+            async with world.begun(machines, {"identity": {"on_expiry": on_expiry}}):
                 await world.until(lambda: world.copies.asked >= 4)
                 assert set(world.seen) == {standing.Resuming}
                 for path in machines.state.glob("bundle-*.jose"):
@@ -126,8 +133,7 @@ def test_another_bundle_takes_its_place(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def scenario(machines: Machines) -> None:
         await machines.live(OURS)
-        machines.stored.clear()
-        async with machines.start(FALLBACK, clock=world.clock) as life:
+        async with world.begun(machines, FALLBACK) as life:
             if doubted:
                 life.controller.durable.doubt("whose?")
             ack = await life.controller.intake.submit(SealedBundle(sealed_for(machines.before, seq=2), "push"))
@@ -148,9 +154,7 @@ def test_a_doubt_that_ends_brings_it_back(tmp_path: Path, monkeypatch: pytest.Mo
 
     async def scenario(machines: Machines) -> None:
         await machines.live(OURS)
-        machines.stored.clear()
-        async with machines.start(FALLBACK, clock=world.clock) as life:
-            world.follow(life)
+        async with world.begun(machines, FALLBACK) as life:
             life.controller.durable.doubt("whose?")
             world.copies.refuses = known_at == "before"
             if known_at == "once it is read":
@@ -171,9 +175,7 @@ def test_nor_is_the_copy_of_a_memory_that_is_read_later(tmp_path: Path, monkeypa
 
     async def scenario(machines: Machines) -> None:
         await machines.live(OURS, seq=2)
-        machines.stored.clear()
-        async with machines.start(FALLBACK, clock=world.clock) as life:
-            world.follow(life)
+        async with world.begun(machines, FALLBACK) as life:
             world.memory.refuses = False
             old = SealedBundle(sealed_for(machines.before, seq=1), "push")
             ack = await life.controller.intake.submit(old)
@@ -183,34 +185,5 @@ def test_nor_is_the_copy_of_a_memory_that_is_read_later(tmp_path: Path, monkeypa
             await world.until(life.in_force)
             assert life.in_force() == 2
             assert standing.Machines not in world.seen
-
-    play(tmp_path, scenario)
-
-
-@pytest.mark.parametrize("accepted", [True, False], ids=["which had a bundle", "which had none"])
-def test_what_stood_for_a_memory_ends_with_a_restart_that_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, accepted: bool
-) -> None:
-    """It closed each cloud, and was handed over: one that no bundle ever decided is not closed for good."""
-    world = Doubtful(monkeypatch)
-    world.copies.refuses = False
-
-    async def scenario(machines: Machines) -> None:
-        if accepted:
-            await machines.live(OURS)
-        else:
-            machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
-            await machines.before.controller.durable.last(10)
-        machines.stored.clear()
-        async with machines.start() as life:
-            assert life.store.memory.decided == dict.fromkeys(Cloud, OnExpiry.DENY)
-            left = handover_of(life.prepared, life.controller, life.restorer, life.who, life.announcer)
-            machines.stored = {handover.NAME: handover.encode(left)}
-        world.memory.refuses = False
-        for _ in range(2):
-            async with machines.start() as life:
-                assert life.in_force() == (1 if accepted else None)
-                assert life.store.memory.decided.keys() == ({Cloud.AWS} if accepted else set())
-            machines.stored.clear()
 
     play(tmp_path, scenario)
